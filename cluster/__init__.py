@@ -1,0 +1,1 @@
+"""Where a sweep runs: connecting to Ray, and what fits there. Knows no model and no study."""

@@ -1,0 +1,67 @@
+"""Connecting to Ray: to a cluster that stands, or to one that starts and stops with the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def local_node() -> dict[str, float]:
+    """What a local cluster would have, without starting one."""
+    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_local_gpus())}
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
+    """Connect to the Ray cluster at `address`, or start one on this machine; yields its nodes' resources.
+
+    A cluster that was started here is gone at the end, with every process in it.
+
+    Raises:
+        ValueError: if there is no cluster at `address`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences a warning
+    import ray
+
+    # What workers and raylets say belongs in their log files, not in the middle of the live table.
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    if address is None:
+        node = local_node()
+        ray.init(
+            address="local",
+            num_cpus=int(node["CPU"]),
+            # Nothing of size goes through it.
+            object_store_memory=_OBJECT_STORE_BYTES,
+            # Ray frees the resources of a gang whose owner was killed through the dashboard's State API.
+            include_dashboard=True,
+            **quiet,
+        )
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"--address: no Ray cluster at {address!r}: {reason}") from error
+    try:
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+
+
+def _local_gpus() -> int:
+    """NVIDIA GPUs that Ray would see here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True)
+        return len(listed.stdout.splitlines())
+    return 0

@@ -1,0 +1,205 @@
+"""Thaw's command line: parses, composes, prints. `python launch.py --help`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="thaw",
+    help="Distributed hyperparameter search for fine-tuning transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Storage = Annotated[str, typer.Option("--storage", help="Directory that holds the sweeps.", envvar="THAW_STORAGE")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A Ray cluster; without one, a local one starts and stops with the sweep.")
+]
+Name = Annotated[str, typer.Argument(help="The sweep's name.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@app.command()
+def run(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a bundled name such as quickstart.")],
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    storage: Storage = "./runs",
+    address: Address = None,
+) -> None:
+    """Run a sweep, and export its best model."""
+    from search import loading, preflight
+
+    spec = loading.load(sweep, overrides)
+    place = preflight.local_storage(storage)
+    facts = preflight.check(spec)
+    _run(spec, facts, place, address)
+
+
+@app.command()
+def resume(name: Name, storage: Storage = "./runs", address: Address = None) -> None:
+    """Go on with a sweep that was interrupted."""
+    from search import preflight
+    from search.sweep import find
+
+    place = preflight.local_storage(storage)
+    spec = find(name, place).spec
+    _run(spec, preflight.check(spec), place, address)
+
+
+@app.command()
+def trials(
+    name: Name,
+    storage: Storage = "./runs",
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV, one line a trial.")] = False,
+) -> None:
+    """Show a sweep's trials."""
+    from search.results import leaderboard
+
+    records, metric = _read(name, storage)
+    rows = leaderboard.rows(records, metric.name, metric.goal)
+    if as_json:
+        print(leaderboard.to_json(rows))
+    elif as_csv:
+        print(leaderboard.to_csv(rows), end="")
+    else:
+        console = _console()
+        console.print(leaderboard.table(records, metric.name, metric.goal, title=name, width=console.width))
+
+
+@app.command()
+def best(name: Name, storage: Storage = "./runs", as_json: Json = False) -> None:
+    """Show a sweep's best trial."""
+    from search.results import leaderboard
+
+    records, metric = _read(name, storage)
+    if as_json:
+        print(leaderboard.to_json(leaderboard.best_row(records, metric.name, metric.goal)))
+    else:
+        print(leaderboard.best_text(records, metric.name, metric.goal))
+
+
+@app.command()
+def export(
+    name: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new directory.")],
+    trial: Annotated[int | None, typer.Option("--trial", help="The trial; the best one where unset.")] = None,
+    storage: Storage = "./runs",
+) -> None:
+    """Write a trial's best checkpoint as a Hugging Face model directory."""
+    from search import preflight, sweep as sweeps
+
+    found = sweeps.find(name, preflight.local_storage(storage))
+    study = found.read()
+    record = study.best() if trial is None else study.trial(trial)
+    if record is None:
+        raise ValueError(f"{name}: no trial has a value of {study.metric} yet, so there is nothing to export")
+    sweeps.export(found, record, output.absolute())
+    print(output)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of sweep files, for editors."""
+    from search.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
+    from cluster.capacity import GangShape, require_fit
+    from cluster.connect import connected, local_node
+    from search import preflight, sweep as sweeps
+    from search.progress import Progress
+    from search.results import leaderboard
+
+    resources = spec.resources
+    shape = GangShape(
+        workers=resources.workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+    )
+    if address is None:
+        require_fit([local_node()], shape)
+    preflight.check_writable(place)
+    made = sweeps.create(spec, place)
+    console = _console()
+    metric = spec.search.metric
+    where: list[str] = []
+    warnings: list[str] = []
+    interrupted = False
+    try:
+        if not sweeps.is_finished(made):
+            with Progress(console=console) as progress, connected(address) as nodes:
+                where, warnings = sweeps.run(made, facts=facts, fits=require_fit(nodes, shape), progress=progress)
+    except KeyboardInterrupt:
+        interrupted = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in warnings:
+        print(line, file=sys.stderr)
+    records = made.read().trials()
+    console.print(leaderboard.table(records, metric.name, metric.goal, title=spec.name, width=console.width))
+    if interrupted:
+        console.print(f"interrupted; go on with: thaw resume {spec.name}{_where(place)}", highlight=False)
+        raise typer.Exit(130)
+    champion = made.read().best()
+    for line in where:
+        console.print(f"results    {line}", highlight=False, soft_wrap=True)
+    if champion is None:
+        print("no trial has a value; see the errors above", file=sys.stderr)
+        raise typer.Exit(1)
+    console.print(f"best model {sweeps.export_best(made, champion)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nnext:  thaw best {spec.name}{_where(place)}\n"
+        f"       thaw trials {spec.name}{_where(place)} --json\n"
+        f"       thaw export {spec.name}{_where(place)} --trial {champion.number} -o DIR",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _read(name: str, storage: str) -> tuple[Any, Any]:
+    """A sweep's records and its metric."""
+    from search import preflight
+    from search.sweep import find
+
+    found = find(name, preflight.local_storage(storage))
+    return found.read().trials(), found.spec.search.metric
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _where(place: Path) -> str:
+    return "" if place == Path("runs").absolute() else f" --storage {place}"
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one message and exit code 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except ValueError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the ledger says of a trial: plain values that every view of a sweep is made from.
+
+No Optuna here, so that schedulers, retention, leaderboard and the live table stay pure and light.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+Goal = Literal["maximize", "minimize"]
+
+
+class TrialState(StrEnum):
+    """Where a trial is in its life."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    PRUNED = "pruned"
+    """Stopped early: its results count, at the epochs that it reached."""
+    COMPLETE = "complete"
+    FAILED = "failed"
+    INFEASIBLE = "infeasible"
+    """Could not run as drawn (it fits on no worker, say), so its region is to be avoided."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can change any more."""
+        return self not in (TrialState.RUNNING, TrialState.PAUSED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One evaluation of a trial."""
+
+    epochs: float
+    """Passes over the training data so far."""
+    metrics: Mapping[str, float]
+    """By full name (`eval/accuracy`); may be NaN or infinite when a trial diverges."""
+    checkpoint: str | None = None
+    """Path or URI; None when none was saved, or when it has been deleted."""
+    seconds: float = 0.0
+    """The trial's training time so far, over all its sittings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the ledger. JSON has no NaN and no infinity: those go in as text."""
+        metrics = {key: float(value) for key, value in self.metrics.items()}
+        strict = {key: value if math.isfinite(value) else str(value) for key, value in metrics.items()}
+        return {
+            "epochs": float(self.epochs),
+            "metrics": strict,
+            "checkpoint": self.checkpoint,
+            "seconds": float(self.seconds),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Result:
+        """What `to_json` made."""
+        metrics = {key: float(value) for key, value in stored["metrics"].items()}
+        return cls(
+            epochs=stored["epochs"],
+            metrics=metrics,
+            checkpoint=stored["checkpoint"],
+            seconds=stored["seconds"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """One phase of a trial's unfreezing schedule."""
+
+    name: str
+    start_epoch: float
+    thawed: str
+    """For humans: `head`, `head + blocks 4-5`, `all`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """Everything the ledger knows of one trial."""
+
+    number: int
+    state: TrialState
+    params: Mapping[str, Any]
+    """The drawn parameters, by dotted path; inactive ones are absent."""
+    seed: int
+    """Every random draw of the trial derives from it; 0 <= seed < 2**31."""
+    results: tuple[Result, ...] = ()
+    """By epochs, ascending; one for each evaluation."""
+    phases: tuple[PhaseRecord, ...] = ()
+    error: str | None = None
+    """One line, when the trial failed or could not run."""
+
+    @property
+    def last(self) -> Result | None:
+        """The latest evaluation."""
+        return self.results[-1] if self.results else None
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training data up to the latest evaluation."""
+        return self.results[-1].epochs if self.results else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training time up to the latest evaluation."""
+        return self.results[-1].seconds if self.results else 0.0
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The latest checkpoint that still exists: where an unfinished trial goes on."""
+        return next((r.checkpoint for r in reversed(self.results) if r.checkpoint is not None), None)
+
+    def best_result(self, metric: str, goal: Goal) -> Result | None:
+        """The evaluation with the best finite value of `metric`; of equals the earliest."""
+        candidates = [r for r in self.results if math.isfinite(r.metrics.get(metric, math.nan))]
+        return max(candidates, key=lambda r: score(r.metrics[metric], goal), default=None)
+
+    def value(self, metric: str, goal: Goal) -> float | None:
+        """The best finite value of `metric` over all evaluations; None when there is none."""
+        best = self.best_result(metric, goal)
+        return None if best is None else best.metrics[metric]
+
+
+def score(value: float | None, goal: Goal) -> float:
+    """`value` on a scale where more is better; what is missing or not a number is the worst.
+
+    An infinite value is never good news from a diverging trial, so it is the worst as well.
+    """
+    if value is None or not math.isfinite(value):
+        return -math.inf
+    return value if goal == "maximize" else -value
+
+
+def ranked(trials: Iterable[TrialRecord], metric: str, goal: Goal) -> list[TrialRecord]:
+    """`trials`, best value first; those without a value last; equals by number."""
+    return sorted(trials, key=lambda t: (-score(t.value(metric, goal), goal), t.number))

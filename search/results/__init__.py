@@ -1,0 +1,1 @@
+"""What came out of a sweep: views of the ledger's records, for humans and for programs."""

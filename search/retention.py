@@ -1,0 +1,37 @@
+"""Which checkpoints a sweep may delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search.records import Goal, Result, TrialRecord, score
+
+
+def deletable(trials: Sequence[TrialRecord], keep: int, metric: str, goal: Goal) -> set[str]:
+    """The checkpoints that nobody needs any more.
+
+    Kept are the best checkpoint of the top `keep` trials, whatever their state, and the best and the
+    latest of every unfinished trial, which goes on from them. Equal trials rank by number. Values
+    only get better, so what has been deleted would not be wanted again later.
+    """
+    assert keep >= 0, f"keep must be >= 0, got {keep}"
+    best = {t.number: _best_saved(t, metric, goal) for t in trials}
+    valued = [(number, result) for number, result in best.items() if result is not None]
+    valued.sort(key=lambda item: (-score(item[1].metrics[metric], goal), item[0]))
+    kept = {result.checkpoint for _, result in valued[:keep]}
+    for trial in trials:
+        if not trial.state.finished:
+            saved = best[trial.number]
+            kept |= {trial.checkpoint, None if saved is None else saved.checkpoint}
+    named = {r.checkpoint for t in trials for r in t.results if r.checkpoint is not None}
+    return {checkpoint for checkpoint in named if checkpoint not in kept}
+
+
+def _best_saved(trial: TrialRecord, metric: str, goal: Goal) -> Result | None:
+    """The best evaluation of those with a checkpoint; of equals the earliest."""
+    saved = [
+        r
+        for r in trial.results
+        if r.checkpoint is not None and score(r.metrics.get(metric), goal) > -float("inf")
+    ]
+    return max(saved, key=lambda r: score(r.metrics[metric], goal), default=None)

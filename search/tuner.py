@@ -1,0 +1,114 @@
+"""Builds and runs the Ray Tune `Tuner` of a sweep, and listens to its trials meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from search.driver import Driver
+from search.records import TrialRecord
+from search.schedulers.tune import TuneScheduler
+from search.searcher import StudySearcher
+from search.trainable import GangTrainable
+from training.gang import GangConfig, Order
+
+_LISTEN_INTERVAL_S = 0.25
+# Of a trial whose trainable was killed; each starts a gang anew and goes on from a checkpoint.
+_RESTARTS = 3
+
+
+class _Feed:
+    """Courses and progress of all trials, kept until the driver fetches them. An actor."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[int, Any]] = []
+
+    def push(self, trial: int, news: Any) -> None:
+        self._items.append((trial, news))
+
+    def drain(self) -> list[tuple[int, Any]]:
+        items, self._items = self._items, []
+        return items
+
+
+def run(
+    driver: Driver,
+    *,
+    order: Callable[[TrialRecord], Order],
+    workers: int,
+    cpus_per_worker: int,
+    gpus_per_worker: float,
+    concurrency: int,
+    scratch: Path,
+    on_change: Callable[[], None],
+) -> None:
+    """Run the driver's trials on the Ray cluster that is connected, until none are left.
+
+    Args:
+        concurrency: trials at a time, each on a gang of its own.
+        scratch: directory for Ray's own files.
+        on_change: called a few times a second, from another thread.
+    """
+    # Tune's loggers and pickled snapshots are not needed: the study is the ledger.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
+    os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+    # Ctrl-C is ours: Tune would wait for the running trials' next evaluations.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    feed: Any = ray.remote(_Feed).options(num_cpus=0).remote()
+    gang = GangConfig(
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        storage=str(scratch / "train"),
+        feed=feed,
+    )
+    trainable = tune.with_resources(
+        tune.with_parameters(GangTrainable, gang=gang),
+        # Next to nothing, but not nothing, and no CPU: those are the gang's.
+        tune.PlacementGroupFactory([{"memory": 1}]),
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(driver, order=order, concurrency=concurrency),
+            scheduler=TuneScheduler(driver),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+        ),
+    )
+    ended = threading.Event()
+    listener = threading.Thread(target=_listen, args=(driver, feed, on_change, ended), name="feed", daemon=True)
+    listener.start()
+    try:
+        tuner.fit()
+    finally:
+        ended.set()
+        listener.join()
+
+
+def _listen(driver: Driver, feed: Any, on_change: Callable[[], None], ended: threading.Event) -> None:
+    """Hand the feed's items to the driver until the sweep has ended and the feed is dry."""
+    while True:
+        last = ended.wait(_LISTEN_INTERVAL_S)
+        try:
+            for trial, news in ray.get(feed.drain.remote()):
+                driver.heard(trial, news)
+        except ray.exceptions.RayError:
+            return  # the cluster is going
+        on_change()
+        if last:
+            return

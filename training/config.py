@@ -1,0 +1,180 @@
+"""What one trial is: the frozen settings that `train` runs from.
+
+Plain dataclasses, so that a trial can be trained without the sweep file's reader. The
+bounds stand in the annotations, where that reader enforces them (`search/spec.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+# Read by pydantic where a sweep file is validated; unknown keys are errors there.
+_STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pretrained model that every trial starts from."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    name: Annotated[str, MinLen(1)]
+    """Hub id, directory, or `package:IMPORT/PATH` for weights that ship in a Python package."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is learned, and from which columns."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    type: Literal["sequence-classification"] = "sequence-classification"
+    """The kind of task."""
+    text: Annotated[str, MinLen(1)] = "text"
+    """Column that holds the text."""
+    text_pair: str | None = None
+    """Column that holds the second text of a pair."""
+    label: Annotated[str, MinLen(1)] = "label"
+    """Column that holds the label."""
+    max_length: Annotated[int, Ge(2), Le(1_000_000)] = 128
+    """Longest input, in tokens; what is longer is cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """How many examples of each split to use; all of them where unset."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    train: Annotated[int, Ge(1)] | None = None
+    """Use only this many training examples, from the start."""
+    validation: Annotated[int, Ge(1)] | None = None
+    """Use only this many validation examples, from the start."""
+    test: Annotated[int, Ge(1)] | None = None
+    """Use only this many test examples, from the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the examples are: files, or the splits of a data set."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    train: Annotated[str, MinLen(1)] = "train"
+    """A CSV, TSV, JSONL or Parquet file, or a directory of such; with `name`, a split of it."""
+    validation: Annotated[str, MinLen(1)] = "validation"
+    """As `train`: the examples that trials are compared on."""
+    test: str | None = None
+    """As `train`: touched only when a winner is confirmed."""
+    name: str | None = None
+    """Hub id or directory of a data set; then `train`, `validation` and `test` are its splits."""
+    subset: str | None = None
+    """The configuration of a hub data set that has several."""
+    limit: LimitConfig = field(default_factory=LimitConfig)
+    """How many examples to use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO: what is sharded over the workers of a trial."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    stage: Literal[0, 1, 2, 3] = 2
+    """0: nothing, 1: optimizer state, 2: and gradients, 3: and weights."""
+    offload: Literal["none"] = "none"
+    """Where sharded state lives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One phase of an explicit unfreezing schedule."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    start: Annotated[float, Ge(0)]
+    """Epoch at which the phase begins; the first begins at 0."""
+    thaw: Annotated[list[int | Literal["head", "embeddings", "all"]], MinLen(1)]
+    """What trains: block indices (0 is nearest the input, -1 the top), `head`, `embeddings`, or `all`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfreezingConfig:
+    """Which layers thaw, and when."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    schedule: Literal["head", "top", "gradual", "full", "phases"] = "full"
+    """`head`: the head alone; `top`: and the top `depth` blocks; `gradual`: those one by one from
+    the top down; `full`: everything; `phases`: as listed under `phases`."""
+    depth: Annotated[int, Ge(1)] = 1
+    """How many blocks `top` and `gradual` thaw."""
+    points: list[Annotated[float, Gt(0), Lt(1)]] | None = None
+    """Where `gradual` thaws its next block, as fractions of the training; one for each block.
+    Spread evenly over the first half where unset."""
+    phases: list[PhaseConfig] | None = None
+    """The phases of schedule `phases`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How one trial trains. Every leaf can be searched: its path is a key of `parameters`."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    epochs: Annotated[float, Gt(0), Le(100_000)] = 3.0
+    """Passes over the training data."""
+    learning_rate: Annotated[float, Gt(0), Le(100)] = 5e-5
+    """Peak learning rate, of the head and the top block."""
+    layerwise_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Factor on the learning rate from each block to the one below it."""
+    batch_size: Annotated[int, Ge(1), Le(10_000_000)] = 32
+    """Examples in one optimizer step, over all workers."""
+    micro_batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Examples in one forward pass of one worker; the rest of the batch is accumulated."""
+    weight_decay: Annotated[float, Ge(0), Le(10)] = 0.01
+    """Decoupled weight decay (AdamW)."""
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: Annotated[float, Gt(0), Le(1)] = 1e-8
+    """Added to the root of the second moment."""
+    warmup_ratio: Annotated[float, Ge(0), Lt(1)] = 0.06
+    """Fraction of the optimizer steps over which the learning rate rises."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on after the warm-up, over the whole trial."""
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    """Gradients are clipped to this global norm; 0 for no clipping."""
+    dropout: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Dropout of thawed blocks and head; the model's own where unset. Frozen blocks have none."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the computation; weights and moments are kept in fp32 as well."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """DeepSpeed ZeRO."""
+    unfreezing: UnfreezingConfig = field(default_factory=UnfreezingConfig)
+    """Which layers thaw, and when."""
+    evaluations_per_epoch: Annotated[int, Ge(1), Le(10_000)] = 1
+    """Evaluations (and checkpoints, and chances to stop) in each epoch."""
+    log_every: Annotated[int, Ge(1), Le(10)] = 10
+    """Optimizer steps between two reports of the training loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that determines a trial's result."""
+
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    training: TrainingConfig
+    seed: int
+    """Every random draw of the trial derives from it."""

@@ -1,0 +1,61 @@
+"""The workers of one trial as they see each other: rank 0 asks, all ranks obey together."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# A warm gang waits for its next trial as long as the sweep leaves it waiting.
+_PATIENCE = timedelta(days=30)
+
+
+class Team:
+    """Rank, device and the collectives that the training loop needs.
+
+    Joins the process group that stands, or makes one of a single process. Objects go over
+    a gloo group of their own, so that waiting for an order never blocks the accelerator.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        if not dist.is_initialized():
+            os.environ.setdefault("LOCAL_RANK", "0")
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        if device is None:
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = device
+        self._orders = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, the one that asks and reports."""
+        return self.rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank."""
+        if self.size == 1:
+            return value
+        box = [value if self.leads else None]
+        dist.broadcast_object_list(box, src=0, group=self._orders)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._orders)
+        return values
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of `tensor` over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor

@@ -1,0 +1,120 @@
+"""What a gang keeps warm between trials: the pretrained model, the tokenised data."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from training.blocks import Blocks
+from training.config import DataConfig, ModelConfig, TaskConfig, TrialConfig
+from training.data import Data, prepare
+from training.models import model_directory
+from training.rng import derive
+from training.tasks import TASKS, Task
+from training.team import Team
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One model, on one task, on one data set. Trials read it and never write to it."""
+
+    blocks: Blocks
+    data: Data
+    task: Task
+    max_length: int
+    fresh_names: tuple[str, ...]
+    """Tensors that the pretrained model lacks: each trial draws its own."""
+    checksum: int
+    """Of all pretrained weights, as loaded."""
+    fingerprint: str
+    """Names, shapes and contents of the pretrained weights, as hex."""
+    prefixes: dict[tuple[int, torch.dtype], nn.Module] = field(default_factory=dict)
+
+    def prefix(self, boundary: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The frozen blocks below `boundary`, built once for a gang."""
+        key = (boundary, dtype)
+        if key not in self.prefixes:
+            self.prefixes[key] = self.blocks.prefix(boundary, dtype).to(device)
+        return self.prefixes[key]
+
+    def fresh_weights(self, seed: int) -> dict[str, Tensor]:
+        """The tensors that the pretrained model lacks, drawn as its authors initialise them."""
+        model = self.blocks.model
+        owners = sorted({name.rpartition(".")[0] for name in self.fresh_names})
+        drawn: dict[str, Tensor] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "head"))
+            for owner in owners:
+                module = copy.deepcopy(model.get_submodule(owner))
+                for tensor in module.parameters():
+                    tensor._is_hf_initialized = False  # type: ignore[attr-defined]
+                model._init_weights(module)  # type: ignore[operator]
+                drawn |= {f"{owner}.{name}": tensor.detach() for name, tensor in module.named_parameters()}
+        return {name: drawn[name] for name in self.fresh_names}
+
+
+class Workspace:
+    """The settings that this process has opened. Trials on the same one start at once."""
+
+    def __init__(self, team: Team, cache: Path | None = None) -> None:
+        self.team = team
+        self._cache = cache
+        self._settings: dict[tuple[ModelConfig, TaskConfig, DataConfig], Setting] = {}
+
+    def open(self, config: TrialConfig) -> Setting:
+        """The setting of a trial, loaded at first use.
+
+        Raises:
+            ValueError: where model, data or columns are not there or do not fit.
+        """
+        key = (config.model, config.task, config.data)
+        if key not in self._settings:
+            # Another setting is another sweep's: memory for one is enough.
+            self._settings.clear()
+            self._settings[key] = load(config, self._cache)
+        return self._settings[key]
+
+
+def checksum(tensors: list[Tensor]) -> int:
+    """Sum over all 32-bit words of fp32 `tensors`, modulo 2**64: any changed bit changes it."""
+    return sum(int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) for tensor in tensors) % 2**64
+
+
+def load(config: TrialConfig, cache: Path | None = None) -> Setting:
+    """Read model and data of a trial; the data from the cache if they are in it.
+
+    Raises:
+        ValueError: where model, data or columns are not there or do not fit.
+    """
+    data = prepare(config.model, config.task, config.data, cache=cache)
+    task = TASKS[config.task.type]
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # a new head is no news here
+    model, report = task.model_class().from_pretrained(  # type: ignore[attr-defined]
+        model_directory(config.model),
+        trust_remote_code=config.model.trust_remote_code,
+        num_labels=len(data.label_names),
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    model.config.pad_token_id = data.pad_id
+    blocks = Blocks(model)
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    tensors = {name: tensor for name, tensor in model.named_parameters() if name not in fresh}
+    described = [(name, tuple(tensor.shape), checksum([tensor])) for name, tensor in tensors.items()]
+    return Setting(
+        blocks=blocks,
+        data=data,
+        task=task,
+        max_length=config.task.max_length,
+        fresh_names=tuple(name for name in blocks.names if name in fresh),
+        checksum=checksum(list(model.parameters())),
+        fingerprint=hashlib.sha256(repr(described).encode()).hexdigest(),
+    )
