@@ -18,12 +18,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Storage = Annotated[str, typer.Option("--storage", help="Directory that holds the sweeps.", envvar="THAW_STORAGE")]
+Storage = Annotated[
+    str, typer.Option("--storage", help="Directory that holds the sweeps.", envvar="THAW_STORAGE")
+]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable.")
 ]
 Address = Annotated[
-    str | None, typer.Option("--address", help="A Ray cluster; without one, a local one starts and stops with the sweep.")
+    str | None,
+    typer.Option(
+        "--address", help="A Ray cluster; without one, a local one starts and stops with the sweep."
+    ),
 ]
 Name = Annotated[str, typer.Argument(help="The sweep's name.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -31,7 +36,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 
 @app.command()
 def run(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a bundled name such as quickstart.")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep file, or a bundled name such as quickstart.")
+    ],
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
     storage: Storage = "./runs",
     address: Address = None,
@@ -97,7 +104,8 @@ def export(
     storage: Storage = "./runs",
 ) -> None:
     """Write a trial's best checkpoint as a Hugging Face model directory."""
-    from search import preflight, sweep as sweeps
+    from search import preflight
+    from search import sweep as sweeps
 
     found = sweeps.find(name, preflight.local_storage(storage))
     study = found.read()
@@ -119,7 +127,8 @@ def schema() -> None:
 def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     from cluster.capacity import GangShape, require_fit
     from cluster.connect import connected, local_node
-    from search import preflight, sweep as sweeps
+    from search import preflight
+    from search import sweep as sweeps
     from search.progress import Progress
     from search.results import leaderboard
 
@@ -141,7 +150,9 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     try:
         if not sweeps.is_finished(made):
             with Progress(console=console) as progress, connected(address) as nodes:
-                where, warnings = sweeps.run(made, facts=facts, fits=require_fit(nodes, shape), progress=progress)
+                where, warnings = sweeps.run(
+                    made, facts=facts, fits=require_fit(nodes, shape), progress=progress
+                )
     except KeyboardInterrupt:
         interrupted = True
         signal.signal(signal.SIGINT, signal.SIG_IGN)

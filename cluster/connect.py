@@ -26,7 +26,9 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
     Raises:
         ValueError: if there is no cluster at `address`.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences a warning
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # the behaviour to come; silences a warning
     import ray
 
     # What workers and raylets say belongs in their log files, not in the middle of the live table.

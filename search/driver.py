@@ -123,7 +123,10 @@ class Driver:
             if isinstance(news, Course):
                 self.study.record_phases(
                     number,
-                    [PhaseRecord(name=p.name, start_epoch=p.start_epoch, thawed=p.thawed) for p in news.phases],
+                    [
+                        PhaseRecord(name=p.name, start_epoch=p.start_epoch, thawed=p.thawed)
+                        for p in news.phases
+                    ],
                 )
                 self._tracker.summarize(number, {"data_fingerprint": news.data_fingerprint})
                 return

@@ -132,5 +132,7 @@ def local_storage(storage: str) -> Path:
     if storage.startswith("file://"):
         storage = storage.removeprefix("file://")
     if "://" in storage:
-        raise ValueError(f"--storage: {storage} is not a directory; give a local or mounted path, or file://PATH")
+        raise ValueError(
+            f"--storage: {storage} is not a directory; give a local or mounted path, or file://PATH"
+        )
     return Path(os.path.abspath(os.path.expanduser(storage)))

@@ -158,7 +158,9 @@ def run(sweep: Sweep, *, facts: Facts, fits: int, progress: Progress) -> tuple[l
                 concurrency=concurrency,
                 elapsed_s=time.monotonic() - began,
                 live=dict(driver.steps),
-                notice=None if driver.steps or any(t.results for t in driver.records()) else "starting workers",
+                notice=None
+                if driver.steps or any(t.results for t in driver.records())
+                else "starting workers",
             )
         )
 

@@ -91,7 +91,9 @@ def run(
         ),
     )
     ended = threading.Event()
-    listener = threading.Thread(target=_listen, args=(driver, feed, on_change, ended), name="feed", daemon=True)
+    listener = threading.Thread(
+        target=_listen, args=(driver, feed, on_change, ended), name="feed", daemon=True
+    )
     listener.start()
     try:
         tuner.fit()

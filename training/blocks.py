@@ -68,7 +68,7 @@ class Blocks:
         self.names = tuple(name for name, _ in model.named_parameters())
 
     def unit(self, name: str) -> Unit:
-        """The unit that the parameter called `name` belongs to, or the module called `name` with a dot after."""
+        """The unit of the parameter called `name`, or of the module whose name with a dot is `name`."""
         number = name.removeprefix(self._blocks_path).partition(".")[0]
         if name.startswith(self._blocks_path) and number:
             return int(number)

@@ -127,7 +127,9 @@ def newest(directory: Path, identity: Identity) -> Checkpoint | None:
         try:
             manifest = read_manifest(path)
             if manifest["identity"] != asdict(identity):
-                theirs = [key for key, value in asdict(identity).items() if manifest["identity"].get(key) != value]
+                theirs = [
+                    key for key, value in asdict(identity).items() if manifest["identity"].get(key) != value
+                ]
                 raise CheckpointError(f"{path}: made with other {' and '.join(theirs)}")
             state = _load(path, manifest)
         except DamagedCheckpoint as error:
@@ -158,7 +160,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, model: str) -> dict[str, Tensor]:
-    """The delta of the checkpoint at `path` to the pretrained weights with fingerprint `model`: fp32, by name.
+    """The delta of the checkpoint at `path`: fp32 tensors by name.
+
+    Args:
+        model: fingerprint of the pretrained weights that are at hand.
 
     Raises:
         CheckpointError: if it is damaged, or relative to other pretrained weights.
@@ -198,4 +203,6 @@ def _verify(path: Path, manifest: Mapping[str, Any], name: str) -> None:
     except OSError as error:
         raise DamagedCheckpoint(f"{path / name}: cannot be read: {error}") from error
     if found != manifest["files"].get(name):
-        raise DamagedCheckpoint(f"{path / name}: contents do not match the manifest; it was cut short or altered")
+        raise DamagedCheckpoint(
+            f"{path / name}: contents do not match the manifest; it was cut short or altered"
+        )

@@ -87,9 +87,11 @@ class Engine:
         self._team = team
         self._groups = tuple(groups)
         parameters = dict(module.named_parameters())
-        originals = {name: parameters[name].detach().cpu().clone() for group in groups for name in group.names}
+        originals = {
+            name: parameters[name].detach().cpu().clone() for group in groups for name in group.names
+        }
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self._shapes = {name: parameters[name].shape for group in groups for name in group.names}
         self._adam = torch.optim.AdamW(
             [
                 {
@@ -104,11 +106,14 @@ class Engine:
             fused=True,
         )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._adam, config=_settings(training, parameters.values()), dist_init_required=False
+            model=module,
+            optimizer=self._adam,
+            config=_settings(training, team.size, self._shapes),
+            dist_init_required=False,
         )
-        self._slots = list(_slots(self._engine, self._adam, training.zero.stage, team.rank, self._names, self._shapes))
+        self._slots = list(_slots(self._engine, self._adam, team.rank, self._names, self._shapes))
         self._load(originals | {name: weights[name] for name in originals if name in weights}, moments)
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
         if loss_scale is not None and hasattr(scaler, "cur_scale"):
             scaler.cur_scale = loss_scale
 
@@ -195,7 +200,9 @@ class Engine:
                 if slot.name in moments:
                     carried = moments[slot.name]
                     self._fragment(slot, "exp_avg").copy_(carried.exp_avg.reshape(-1)[slot.start : stop])
-                    self._fragment(slot, "exp_avg_sq").copy_(carried.exp_avg_sq.reshape(-1)[slot.start : stop])
+                    self._fragment(slot, "exp_avg_sq").copy_(
+                        carried.exp_avg_sq.reshape(-1)[slot.start : stop]
+                    )
 
     def _fragment(self, slot: _Slot, key: str) -> Tensor:
         state: Tensor = self._adam.state[slot.flat][key]
@@ -206,7 +213,8 @@ class Engine:
         sharded = any(slot.master.numel() != slot.shape.numel() for slot in self._slots)
         if not self._team.gather(sharded).count(True):
             return {
-                slot.name: fragments[slot.name].detach().cpu().clone().view(slot.shape) for slot in self._slots
+                slot.name: fragments[slot.name].detach().cpu().clone().view(slot.shape)
+                for slot in self._slots
             }
         total = sum(slot.shape.numel() for slot in self._slots)
         buffer = torch.zeros(total, dtype=torch.float32, device=self._team.device)
@@ -218,7 +226,9 @@ class Engine:
         whole = self._team.sum(buffer).cpu()
         sizes = [slot.shape.numel() for slot in self._slots]
         parts = whole.split(sizes)
-        return {slot.name: part.clone().view(slot.shape) for slot, part in zip(self._slots, parts, strict=True)}
+        return {
+            slot.name: part.clone().view(slot.shape) for slot, part in zip(self._slots, parts, strict=True)
+        }
 
 
 @contextmanager
@@ -231,10 +241,21 @@ def engine(module: nn.Module, **settings: Any) -> Iterator[Engine]:
         live.close()
 
 
-def _settings(training: TrainingConfig, parameters: Any) -> dict[str, Any]:
-    """The DeepSpeed configuration of a phase."""
-    sizes = [parameter.numel() for parameter in parameters if parameter.requires_grad]
+def effective_stage(training: TrainingConfig, workers: int) -> int:
+    """The ZeRO stage that DeepSpeed is given.
+
+    Alone, a worker has nobody to shard optimizer state or gradients with: stages 1 and 2 would
+    compute what stage 0 does, and copy every gradient twice for it.
+    """
+    alone = workers == 1 and training.precision == "fp32" and training.zero.offload == "none"
+    return 0 if alone and training.zero.stage < 3 else training.zero.stage
+
+
+def _settings(training: TrainingConfig, workers: int, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    """The DeepSpeed configuration of a phase that thaws tensors of these `shapes`."""
+    sizes = [shape.numel() for shape in shapes.values()]
     bucket = max(max(sizes), min(sum(sizes), _MAX_BUCKET_NUMEL))
+    stage = effective_stage(training, workers)
     settings: dict[str, Any] = {
         # The caller scales its losses and marks the last micro-batch: batches differ in size.
         "train_micro_batch_size_per_gpu": 1,
@@ -244,7 +265,7 @@ def _settings(training: TrainingConfig, parameters: Any) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "zero_optimization": {
-            "stage": training.zero.stage,
+            "stage": stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": False,
@@ -254,13 +275,17 @@ def _settings(training: TrainingConfig, parameters: Any) -> dict[str, Any]:
         settings["bf16"] = {"enabled": True}
     if training.precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 16}
-    if training.precision != "fp32" and training.zero.stage > 0:
+    if training.precision != "fp32" and stage > 0:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
 
 def _slots(
-    engine: Any, adam: torch.optim.AdamW, stage: int, rank: int, names: Mapping[int, str], shapes: Mapping[str, torch.Size]
+    engine: Any,
+    adam: torch.optim.AdamW,
+    rank: int,
+    names: Mapping[int, str],
+    shapes: Mapping[str, torch.Size],
 ) -> Iterator[_Slot]:
     """Every thawed tensor's slot on this rank, in the order of the groups."""
     optimizer = engine.optimizer
@@ -296,5 +321,9 @@ def _slots(
                 else:
                     address = mapping.lp_fragment_address
                     yield slot(
-                        parameter, address.start, mapping.hp_fragment.data.view(-1), flat, mapping.hp_fragment_address.start
+                        parameter,
+                        address.start,
+                        mapping.hp_fragment.data.view(-1),
+                        flat,
+                        mapping.hp_fragment_address.start,
                     )

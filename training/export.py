@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def export(config: TrialConfig, path: Path, directory: Path) -> None:
         raise ValueError(f"{directory}: is there already and not empty; give a new directory")
     setting = load(config)
     weights = checkpoint.load_weights(path, setting.fingerprint)
-    model = setting.blocks.model
+    model: Any = setting.blocks.model
     with torch.no_grad():
         for name, tensor in weights.items():
             model.get_parameter(name).copy_(tensor)

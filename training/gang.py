@@ -10,6 +10,7 @@ then the workers leave.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -154,8 +155,8 @@ class Gang:
             if isinstance(news, Greeting):
                 if self._restarts > _MAX_RESTARTS:
                     self._order = None
-                    error = f"workers died {self._restarts} times since the last checkpoint, at last: {self._crash}"
-                    return Failed(error=error, details="")
+                    times = f"{self._restarts} times since the last checkpoint"
+                    return Failed(error=f"workers died {times}, at last: {self._crash}", details="")
                 self._send(self._order)
                 continue
             assert not isinstance(news, Crashed)
@@ -258,6 +259,9 @@ def _serve(settings: dict[str, Any]) -> None:
     torch.set_num_threads(config.cpus_per_worker)
     team = Team()
     workspace = Workspace(team)
+    # What is imported stays: the collections between phases need not look at it.
+    gc.collect()
+    gc.freeze()
     session = team.broadcast(uuid.uuid4().hex if team.leads else None)
     pids = tuple(team.gather(os.getpid()))
     if team.leads:

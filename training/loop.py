@@ -153,7 +153,9 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
             done = step + 1
             evaluates = done in trial.plan.evaluations
             if done % training.log_every == 0 or evaluates or done == stretch.stop:
-                _report_progress(trial, stretch, done, losses, [group.learning_rate * factors[-1] for group in groups])
+                _report_progress(
+                    trial, stretch, done, losses, [group.learning_rate * factors[-1] for group in groups]
+                )
                 losses = []
             if evaluates:
                 state = _snapshot(state, live, done, time.monotonic() - began)
@@ -173,7 +175,9 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
             with_gradient=set().union(*team.gather(witness.seen)),
             step_size={name: group.learning_rate * max(factors) for group in groups for name in group.names},
         )
-    assert checksum(list(blocks.model.parameters())) == trial.setting.checksum, "pretrained weights were written to"
+    assert checksum(list(blocks.model.parameters())) == trial.setting.checksum, (
+        "pretrained weights were written to"
+    )
     return verdict, state
 
 
@@ -238,7 +242,10 @@ def _evaluate(trial: _Trial, stretch: Stretch, state: State, live: Engine, prefi
         team=team,
     )
     saved = Checkpoint(
-        path=checkpoint.path_of(trial.directory, state.step), state=state, phase=stretch.phase.name, metrics=metrics
+        path=checkpoint.path_of(trial.directory, state.step),
+        state=state,
+        phase=stretch.phase.name,
+        metrics=metrics,
     )
     if team.leads:
         checkpoint.save(saved, trial.identity)
@@ -284,6 +291,4 @@ def _outline(trial: _Trial, resumed_step: int) -> Course:
         )
         for stretch in trial.plan.stretches
     )
-    return Course(
-        phases=phases, resumed_step=resumed_step, data_fingerprint=trial.setting.data.fingerprint
-    )
+    return Course(phases=phases, resumed_step=resumed_step, data_fingerprint=trial.setting.data.fingerprint)

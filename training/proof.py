@@ -67,7 +67,9 @@ def prove(
         BrokenProof: naming the tensors that moved, or stood still, against the schedule.
     """
     moved = [
-        name for name, tensor in frozen if not torch.equal(tensor.cpu(), expected[name].to(tensor.dtype).cpu())
+        name
+        for name, tensor in frozen
+        if not torch.equal(tensor.cpu(), expected[name].to(tensor.dtype).cpu())
     ]
     if moved:
         raise BrokenProof(f"phase {phase}: {_some(moved)} moved though frozen")

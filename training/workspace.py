@@ -96,7 +96,7 @@ def load(config: TrialConfig, cache: Path | None = None) -> Setting:
     task = TASKS[config.task.type]
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # a new head is no news here
-    model, report = task.model_class().from_pretrained(  # type: ignore[attr-defined]
+    model, report = task.model_class().from_pretrained(
         model_directory(config.model),
         trust_remote_code=config.model.trust_remote_code,
         num_labels=len(data.label_names),
