@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 app = typer.Typer(
     name="thaw",
     help="Distributed hyperparameter search for fine-tuning transformers.",
+    epilog="With --debug, any command shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -73,6 +75,8 @@ def trials(
     """Show a sweep's trials."""
     from search.results import leaderboard
 
+    if as_json and as_csv:
+        raise ValueError("--json and --csv: both were given; choose one")
     records, metric = _read(name, storage)
     rows = leaderboard.rows(records, metric.name, metric.goal)
     if as_json:
@@ -140,22 +144,30 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     )
     if address is None:
         require_fit([local_node()], shape)
-    preflight.check_writable(place)
-    made = sweeps.create(spec, place)
+    sweeps.check_name(spec, place, facts)
+    preflight.check_writable(place / spec.name)
     console = _console()
     metric = spec.search.metric
+    made = sweeps.Sweep(spec=spec, directory=place / spec.name)
     where: list[str] = []
     warnings: list[str] = []
     interrupted = False
     try:
+        _catch_interrupts()
         if not sweeps.is_finished(made):
             with Progress(console=console) as progress, connected(address) as nodes:
-                where, warnings = sweeps.run(
-                    made, facts=facts, fits=require_fit(nodes, shape), progress=progress
-                )
+                _catch_interrupts()  # Ray has put its own in place
+                fits = require_fit(nodes, shape)
+                made = sweeps.create(spec, place, facts)
+                try:
+                    where, warnings = sweeps.run(made, facts=facts, fits=fits, progress=progress)
+                except ValueError as error:  # a fault of ours: exit code 2 would say that nothing was started
+                    raise RuntimeError("the sweep broke off") from error
     except KeyboardInterrupt:
         interrupted = True
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if interrupted and not made.ledger.exists():
+        console.print("interrupted; nothing had started")
+        raise typer.Exit(130)
     for line in warnings:
         print(line, file=sys.stderr)
     records = made.read().trials()
@@ -169,7 +181,12 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     if champion is None:
         print("no trial has a value; see the errors above", file=sys.stderr)
         raise typer.Exit(1)
-    console.print(f"best model {sweeps.export_best(made, champion)}", highlight=False, soft_wrap=True)
+    try:
+        exported = sweeps.export_best(made, champion)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    console.print(f"best model {exported}", highlight=False, soft_wrap=True)
     console.print(
         f"\nnext:  thaw best {spec.name}{_where(place)}\n"
         f"       thaw trials {spec.name}{_where(place)} --json\n"
@@ -177,6 +194,18 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _catch_interrupts() -> None:
+    """Turn the first Ctrl-C or SIGTERM into a tidy end, and ignore those that come while it lasts."""
+
+    def interrupt(*_: object) -> None:
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, interrupt)
 
 
 def _read(name: str, storage: str) -> tuple[Any, Any]:
@@ -195,11 +224,11 @@ def _console() -> Any:
 
 
 def _where(place: Path) -> str:
-    return "" if place == Path("runs").absolute() else f" --storage {place}"
+    return "" if place == Path("runs").absolute() else f" --storage {shlex.quote(str(place))}"
 
 
 def main() -> None:
-    """Run the command line. A user's mistake is one message and exit code 2."""
+    """Run the command line. A user's mistake is one message and exit code 2, the machine's is 1."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -210,6 +239,11 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a file that may not be read
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

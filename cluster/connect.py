@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _OBJECT_STORE_BYTES = 256 * 2**20
+_PROBE_TIMEOUT_S = 5.0
 
 
 def local_node() -> dict[str, float]:
@@ -26,6 +28,8 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
     Raises:
         ValueError: if there is no cluster at `address`.
     """
+    if address is not None:
+        _require_listener(address)
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # the behaviour to come; silences a warning
@@ -51,11 +55,37 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"--address: no Ray cluster at {address!r}: {reason}") from error
+            raise _no_cluster(address, reason) from error
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Check that somebody listens at HOST:PORT or ray://HOST:PORT: Ray itself tries for many minutes.
+
+    Raises:
+        ValueError: if nobody does.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        if address == "auto":  # Ray looks for one on this machine
+            return
+        raise _no_cluster(address, "it is neither HOST:PORT nor auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT_S).close()
+    except ValueError:
+        raise _no_cluster(address, f"{port!r} is not a port") from None
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> ValueError:
+    return ValueError(
+        f"--address: no Ray cluster at {address!r} ({reason}); give the address that `ray start --head` "
+        f"printed, or leave it out to run on this machine"
+    )
 
 
 def _local_gpus() -> int:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 from search.problems import SpecError, hint
-from search.space import Categorical, IntUniform, Parameter, Uniform, active
+from search.space import Categorical, Condition, IntUniform, Parameter, Uniform, active
 from search.spec import SweepSpec, trial_settings
-from training.config import TrialConfig
-from training.data import prepare
+from training.config import ModelConfig, TrialConfig
+from training.data import Data, prepare
 from training.models import load_config, model_directory, num_blocks
 from training.schedules import phases
 from training.tasks import TASKS
 
-# Settings that decide whether a schedule fits the model and the length of the training.
-_SHAPING = ("unfreezing.", "epochs")
+# Settings that decide which model and data a trial has, and whether its schedule fits them.
+_SHAPING = ("model.", "task.", "unfreezing.", "epochs")
 _MAX_CORNERS = 512
 
 
@@ -48,27 +49,28 @@ def check(spec: SweepSpec) -> Facts:
             f"search.metric.name: task {spec.task.type} does not report {spec.search.metric.name!r}"
             f"{hint(spec.search.metric.name, metrics)}"
         )
-    blocks = 0
-    try:
-        model_directory(spec.model)
-        config = load_config(spec.model)
-        blocks = num_blocks(config)
-        from training.blocks import architecture_of
-
-        architecture_of(config.model_type)
-    except ValueError as error:
-        problems.append(str(error))
-    else:
-        problems += _misfits(spec, blocks)
-    try:
-        data = prepare(spec.model, spec.task, spec.data)
-    except ValueError as error:
-        if str(error) not in problems:  # both need the model
+    gpus = spec.resources.gpus_per_worker
+    if gpus > 1 and not gpus.is_integer():
+        problems.append(f"resources.gpus_per_worker: must be a whole number or less than 1, got {gpus:g}")
+    corners = list(_corners(spec))
+    blocks: dict[ModelConfig, int] = {}
+    for model in dict.fromkeys(corner.model for corner in corners):
+        try:
+            blocks[model] = _blocks(model)
+        except ValueError as error:
+            problems.append(str(error))
+    problems += _misfits(spec, corners, blocks)
+    found: list[Data] = []
+    for model, task in dict.fromkeys((corner.model, corner.task) for corner in corners):
+        try:
+            found.append(prepare(model, task, spec.data))
+        except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise SpecError(problems)
+        raise SpecError(list(dict.fromkeys(problems)))  # several of them may need the same model
+    data = found[0]
     return Facts(
-        num_blocks=blocks,
+        num_blocks=next(iter(blocks.values())),
         num_train=len(data.train),
         num_validation=len(data.validation),
         label_names=data.label_names,
@@ -76,42 +78,70 @@ def check(spec: SweepSpec) -> Facts:
     )
 
 
-def check_writable(directory: Path) -> None:
-    """Check that files can be made in `directory`, which is made if it is not there.
+def check_writable(directory: Path, setting: str = "--storage") -> None:
+    """Check that files can be made in `directory`, or that it can be made itself. Leaves nothing behind.
 
     Raises:
         ValueError: if not, saying why.
     """
+    nearest = next(place for place in (directory, *directory.parents) if os.path.lexists(place))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory):
+        with tempfile.NamedTemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        why = error.strerror or str(error)
+        why = "a file is in the way" if nearest.is_file() else error.strerror or str(error)
         raise ValueError(
-            f"--storage: {directory} cannot be written ({why}); give a directory that you may write to"
+            f"{setting}: {directory} cannot be written ({why}); give a directory that you may write to"
         ) from error
 
 
-def _misfits(spec: SweepSpec, blocks: int) -> list[str]:
+def _blocks(model: ModelConfig) -> int:
+    """The model's number of blocks, once it is known to be there and of a supported architecture."""
+    model_directory(model)
+    config = load_config(model)
+    from training.blocks import architecture_of
+
+    architecture_of(config.model_type)
+    return num_blocks(config)
+
+
+def _misfits(spec: SweepSpec, corners: Sequence[TrialConfig], blocks: Mapping[ModelConfig, int]) -> list[str]:
     """What is wrong with the schedules at the corners of the space."""
+    searched = {parameter.path for parameter in spec.space.parameters}
     found: dict[str, None] = {}
-    for config in _corners(spec):
+    for config in corners:
+        if config.model not in blocks:
+            continue
         try:
-            phases(config.training.unfreezing, blocks, config.training.epochs)
+            phases(config.training.unfreezing, blocks[config.model], config.training.epochs)
         except ValueError as error:
-            found[str(error)] = None
+            setting = re.split(r"[:\[]", str(error), maxsplit=1)[0]
+            found[f"{'parameters' if setting in searched else 'training'}.{error}"] = None
     return list(found)
 
 
 def _corners(spec: SweepSpec) -> Iterator[TrialConfig]:
-    """Trials at the extremes of every parameter that shapes the schedule."""
-    parameters = [p for p in spec.space.parameters if p.path.startswith(_SHAPING)]
-    combinations = product(*(_extremes(parameter) for parameter in parameters))
+    """Trials at the extremes of every parameter that shapes the trial, and of those they depend on."""
+    conditions = [condition for parameter in spec.space.parameters for condition in parameter.when]
+    wanted = {p.path for p in spec.space.parameters if p.path.startswith(_SHAPING)}
+    for parameter in reversed(spec.space.parameters):  # each comes after those it depends on
+        if parameter.path in wanted:
+            wanted |= {condition.path for condition in parameter.when}
+    parameters = [p for p in spec.space.parameters if p.path in wanted]
+    combinations = product(*(_telling(parameter, conditions) for parameter in parameters))
     for combination in islice(combinations, _MAX_CORNERS):
         values = dict(zip((p.path for p in parameters), combination, strict=True))
         used = set(active(spec.space, values))
         yield trial_settings(spec, {path: value for path, value in values.items() if path in used}, seed=0)
+
+
+def _telling(parameter: Parameter, conditions: Iterable[Condition]) -> list[Any]:
+    """Its extremes, and the values that other parameters depend on."""
+    values = list(_extremes(parameter))
+    for condition in conditions:
+        if condition.path == parameter.path:
+            values += [value for value in condition.values if value not in values]
+    return values
 
 
 def _extremes(parameter: Parameter) -> tuple[Any, ...]:
@@ -131,6 +161,8 @@ def local_storage(storage: str) -> Path:
     """
     if storage.startswith("file://"):
         storage = storage.removeprefix("file://")
+    if not storage.strip():
+        raise ValueError("--storage: must not be empty; give a directory, such as ./runs")
     if "://" in storage:
         raise ValueError(
             f"--storage: {storage} is not a directory; give a local or mounted path, or file://PATH"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from search.loading import differences, loads, to_yaml
-from search.preflight import Facts
+from search.preflight import Facts, check_writable
+from search.problems import hint
 from search.progress import Progress, View
 from search.records import TrialRecord
 from search.space import suggest
@@ -25,7 +26,9 @@ from search.study import Study
 
 SPEC_FILE = "sweep.yaml"
 LEDGER_FILE = "study.journal"
+DRAFT_FILE = ".sweep.yaml"
 IDENTITY_FILE = "sweep.json"
+_HALF_MADE = frozenset({IDENTITY_FILE, DRAFT_FILE})
 _STACK = ("thaw", "ray", "torch", "transformers", "deepspeed", "optuna")
 _TRACKER_PATIENCE_S = 10.0
 _INTERRUPTED_PATIENCE_S = 3.0
@@ -42,6 +45,19 @@ class Sweep:
     def ledger(self) -> Path:
         """The study's journal."""
         return self.directory / LEDGER_FILE
+
+    def open(self) -> Study:
+        """The ledger, to write; made where it is missing."""
+        search = self.spec.search
+        return Study.open(
+            self.ledger,
+            name=self.spec.name,
+            suggest=partial(suggest, self.spec.space),
+            metric=search.metric.name,
+            goal=search.metric.goal,
+            sampler=search.sampler,
+            seed=search.seed,
+        )
 
     def read(self) -> Study:
         """The ledger, to read only."""
@@ -64,38 +80,76 @@ def find(name: str, storage: Path) -> Sweep:
     """
     directory = storage / name
     path = directory / SPEC_FILE
-    if "/" in name or not path.is_file():
-        there = sorted(p.parent.name for p in storage.glob(f"*/{SPEC_FILE}")) if storage.is_dir() else []
-        known = f"; there: {', '.join(there)}" if there else "; it is empty, so start one with `run`"
-        raise ValueError(f"{name}: no such sweep in {storage}{known}")
-    return Sweep(spec=loads(path.read_text(), source=str(path)), directory=directory)
+    if name in ("", ".", "..") or "/" in name or not path.is_file():
+        there = sorted(p.parent.name for p in storage.glob(f"*/{SPEC_FILE}"))
+        fix = hint(name, there) or "; it holds none, so check --storage, or start one with `run`"
+        raise ValueError(f"there is no sweep {name!r} in {storage}{fix}")
+    spec = loads(path.read_text(), source=str(path))
+    # The directory may have been copied or renamed: then that is its name.
+    return Sweep(spec=spec.model_copy(update={"name": name}), directory=directory)
 
 
-def create(spec: SweepSpec, storage: Path) -> Sweep:
-    """Make the sweep's directory; or take it up again, where it holds the same sweep.
+def check_name(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> None:
+    """Check that the name is free, or that of the same sweep on the same data.
+
+    Args:
+        facts: what the checks found out; without them the data's contents are not compared.
 
     Raises:
-        ValueError: if a sweep of this name but with another file is there.
+        ValueError: if something else of this name is there.
     """
     directory = storage / spec.name
-    if (directory / SPEC_FILE).exists():
-        there = find(spec.name, storage)
-        # The same data may lie elsewhere by now: its contents are compared, by fingerprint, in each trial.
-        changes = differences(there.spec.model_copy(update={"data": spec.data}), spec)
-        if changes:
+    if not (directory / SPEC_FILE).exists():
+        theirs = [p.name for p in directory.iterdir()] if directory.is_dir() else []
+        if not _HALF_MADE.issuperset(theirs):  # what is exported would replace what is there
             raise ValueError(
-                f"name: sweep {spec.name!r} is in {storage} already, with another file "
-                f"({'; '.join(changes[:5])}); give this one another name with --set name=..., "
-                f"or go on with that one with `resume {spec.name}`"
+                f"name: {directory} is there already and is not a sweep; give another name with "
+                f"--set name=..., or another --storage"
             )
-        return replace(there, spec=spec)
-    directory.mkdir(parents=True, exist_ok=True)
-    identity = {"id": uuid.uuid4().hex, "created": time.time(), "versions": versions(), "commit": commit()}
-    (directory / IDENTITY_FILE).write_text(json.dumps(identity, indent=1))
-    draft = directory / f".{SPEC_FILE}"
-    draft.write_text(to_yaml(spec))
-    draft.rename(directory / SPEC_FILE)  # last: where it is, the sweep is
-    return Sweep(spec=spec, directory=directory)
+        return
+    there = find(spec.name, storage).spec
+    # The same data may lie elsewhere by now: their contents are compared.
+    paths = {name: getattr(spec.data, name) for name in ("train", "validation", "test", "name")}
+    changes = differences(there.model_copy(update={"data": replace(there.data, **paths)}), spec)
+    if facts is not None and not changes:
+        identity = json.loads((directory / IDENTITY_FILE).read_text())
+        if identity.get("data_fingerprint", facts.data_fingerprint) != facts.data_fingerprint:
+            raise ValueError(
+                f"data: sweep {spec.name!r} in {storage} was begun with other examples, or with versions of "
+                f"transformers or tokenizers that cut them up differently; bring those back, or give this one "
+                f"another name with --set name=..."
+            )
+    if changes:
+        raise ValueError(
+            f"name: sweep {spec.name!r} is in {storage} already, with another file "
+            f"({'; '.join(changes[:5])}); give this one another name with --set name=..., "
+            f"or go on with that one with `resume {spec.name}`"
+        )
+
+
+def create(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> Sweep:
+    """Make the sweep's directory and ledger; or take them up again, where they are the same sweep's.
+
+    Raises:
+        ValueError: see `check_name`.
+    """
+    check_name(spec, storage, facts)
+    sweep = Sweep(spec=spec, directory=storage / spec.name)
+    if not (sweep.directory / SPEC_FILE).exists():
+        sweep.directory.mkdir(parents=True, exist_ok=True)
+        identity = {
+            "id": uuid.uuid4().hex,
+            "created": time.time(),
+            "versions": versions(),
+            "commit": commit(),
+            **({"data_fingerprint": facts.data_fingerprint} if facts else {}),
+        }
+        (sweep.directory / IDENTITY_FILE).write_text(json.dumps(identity, indent=1))
+        draft = sweep.directory / DRAFT_FILE
+        draft.write_text(to_yaml(spec))
+        draft.rename(sweep.directory / SPEC_FILE)  # last: where it is, the sweep is
+    sweep.open()
+    return sweep
 
 
 def run(sweep: Sweep, *, facts: Facts, fits: int, progress: Progress) -> tuple[list[str], list[str]]:
@@ -116,15 +170,7 @@ def run(sweep: Sweep, *, facts: Facts, fits: int, progress: Progress) -> tuple[l
     from training.gang import Order
 
     spec = sweep.spec
-    study = Study.open(
-        sweep.ledger,
-        name=spec.name,
-        suggest=partial(suggest, spec.space),
-        metric=spec.search.metric.name,
-        goal=spec.search.metric.goal,
-        sampler=spec.search.sampler,
-        seed=spec.search.seed,
-    )
+    study = sweep.open()
     identity = json.loads((sweep.directory / IDENTITY_FILE).read_text())
     tracker = build({"jsonl": JsonlConfig(), "wandb": spec.tracking.wandb})
     driver = Driver(
@@ -192,10 +238,11 @@ def export(sweep: Sweep, record: TrialRecord, directory: Path) -> None:
     """Write a trial's best checkpoint as a Hugging Face model directory.
 
     Raises:
-        ValueError: if it has no checkpoint any more, or `directory` holds something.
+        ValueError: if it has no checkpoint any more, or `directory` holds something or cannot be written.
     """
     from training.export import export as write
 
+    check_writable(directory, "--output")
     metric = sweep.spec.search.metric
     best = record.best_result(metric.name, metric.goal)
     if best is None or best.checkpoint is None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import PlacementGroupID, tune
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from search.driver import Driver
 from search.records import TrialRecord
 from search.schedulers.tune import TuneScheduler
 from search.searcher import StudySearcher
 from search.trainable import GangTrainable
-from training.gang import GangConfig, Order
+from training.gang import GangConfig, Mustered, Order
 
 _LISTEN_INTERVAL_S = 0.25
+_REAP_INTERVAL_S = 2.0
 # Of a trial whose trainable was killed; each starts a gang anew and goes on from a checkpoint.
 _RESTARTS = 3
 
@@ -27,12 +30,12 @@ class _Feed:
     """Courses and progress of all trials, kept until the driver fetches them. An actor."""
 
     def __init__(self) -> None:
-        self._items: list[tuple[int, Any]] = []
+        self._items: list[tuple[int | None, Any]] = []
 
-    def push(self, trial: int, news: Any) -> None:
+    def push(self, trial: int | None, news: Any) -> None:
         self._items.append((trial, news))
 
-    def drain(self) -> list[tuple[int, Any]]:
+    def drain(self) -> list[tuple[int | None, Any]]:
         items, self._items = self._items, []
         return items
 
@@ -104,13 +107,36 @@ def run(
 
 def _listen(driver: Driver, feed: Any, on_change: Callable[[], None], ended: threading.Event) -> None:
     """Hand the feed's items to the driver until the sweep has ended and the feed is dry."""
+    gangs: dict[str, Any] = {}
+    reaped_at = time.monotonic()
     while True:
         last = ended.wait(_LISTEN_INTERVAL_S)
         try:
             for trial, news in ray.get(feed.drain.remote()):
-                driver.heard(trial, news)
+                if isinstance(news, Mustered):
+                    gangs[news.placement_group] = news.channel
+                else:
+                    driver.heard(trial, news)
+            if time.monotonic() - reaped_at > _REAP_INTERVAL_S:
+                _reap(gangs)
+                reaped_at = time.monotonic()
         except ray.exceptions.RayError:
             return  # the cluster is going
         on_change()
         if last:
             return
+
+
+def _reap(gangs: dict[str, Any]) -> None:
+    """Free the resources of gangs whose owner died, and forget those.
+
+    Ray does it too, but only where its dashboard runs.
+    """
+    for group, channel in list(gangs.items()):
+        try:
+            ray.get(channel.ping.remote(), timeout=_REAP_INTERVAL_S)
+        except ray.exceptions.GetTimeoutError:
+            continue
+        except ray.exceptions.RayActorError:
+            del gangs[group]
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

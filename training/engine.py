@@ -190,9 +190,10 @@ class Engine:
         with torch.no_grad():
             for slot in self._slots:
                 state = self._adam.state[slot.flat]
-                if "step" not in state:
-                    # Fused Adam wants the count beside the weights.
-                    state["step"] = torch.tensor(float(ages[slot.name]), device=slot.flat.device)
+                # Fused Adam wants the count beside the weights. In a low precision DeepSpeed has taken
+                # a step on zeros by now, which does not count.
+                state["step"] = torch.tensor(float(ages[slot.name]), device=slot.flat.device)
+                if "exp_avg" not in state:
                     state["exp_avg"] = torch.zeros_like(slot.flat)
                     state["exp_avg_sq"] = torch.zeros_like(slot.flat)
                 stop = slot.start + slot.master.numel()
@@ -245,16 +246,21 @@ def effective_stage(training: TrainingConfig, workers: int) -> int:
     """The ZeRO stage that DeepSpeed is given.
 
     Alone, a worker has nobody to shard optimizer state or gradients with: stages 1 and 2 would
-    compute what stage 0 does, and copy every gradient twice for it.
+    compute what stage 0 does, and copy every gradient twice for it. In fp16 stage 0 is stage 1:
+    there DeepSpeed divides the gradients by a loss scale that it never applied to the loss.
     """
+    stage = training.zero.stage
+    if training.precision == "fp16":
+        return max(stage, 1)
     alone = workers == 1 and training.precision == "fp32" and training.zero.offload == "none"
-    return 0 if alone and training.zero.stage < 3 else training.zero.stage
+    return 0 if alone and stage < 3 else stage
 
 
 def _settings(training: TrainingConfig, workers: int, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     """The DeepSpeed configuration of a phase that thaws tensors of these `shapes`."""
     sizes = [shape.numel() for shape in shapes.values()]
     bucket = max(max(sizes), min(sum(sizes), _MAX_BUCKET_NUMEL))
+    bucket += bucket % 2  # ZeRO-1 and 2 take even ones only
     stage = effective_stage(training, workers)
     settings: dict[str, Any] = {
         # The caller scales its losses and marks the last micro-batch: batches differ in size.

@@ -41,7 +41,7 @@ class GangConfig:
     storage: str
     """Directory for Ray Train's own files, seen by all nodes."""
     feed: ActorHandle | None = None
-    """Actor whose `push(trial, news)` is told courses and progress, without waiting."""
+    """Actor whose `push(trial, news)` is told courses, progress and gangs (of no trial), without waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,16 @@ class Crashed:
 News = Greeting | Evaluation | Ended | Failed | Crashed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mustered:
+    """What the feed is told of a new worker group, so that no owner's death strands its resources."""
+
+    placement_group: str
+    """Id, as hex."""
+    channel: Any
+    """The gang's channel, which lives as long as its owner."""
+
+
 class GangLost(RuntimeError):
     """The gang cannot go on."""
 
@@ -97,6 +107,9 @@ class _Channel:
     def __init__(self) -> None:
         self._news: asyncio.Queue[tuple[str, News]] = asyncio.Queue()
         self._orders: dict[str, asyncio.Queue[Order | Verdict | None]] = defaultdict(asyncio.Queue)
+
+    async def ping(self) -> None:
+        """Answers while the owner lives."""
 
     async def tell(self, session: str, news: News) -> None:
         await self._news.put((session, news))
@@ -265,6 +278,9 @@ def _serve(settings: dict[str, Any]) -> None:
     session = team.broadcast(uuid.uuid4().hex if team.leads else None)
     pids = tuple(team.gather(os.getpid()))
     if team.leads:
+        group = ray.util.get_current_placement_group()
+        if config.feed is not None and group is not None:
+            config.feed.push.remote(None, Mustered(placement_group=group.id.hex(), channel=channel))
         ray.get(channel.tell.remote(session, Greeting(worker_pids=pids)))
     while True:
         order = team.broadcast(ray.get(channel.next_order.remote(session)) if team.leads else None)

@@ -152,7 +152,7 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
             witness.settle()
             done = step + 1
             evaluates = done in trial.plan.evaluations
-            if done % training.log_every == 0 or evaluates or done == stretch.stop:
+            if len(factors) == 1 or done % training.log_every == 0 or evaluates or done == stretch.stop:
                 _report_progress(
                     trial, stretch, done, losses, [group.learning_rate * factors[-1] for group in groups]
                 )

@@ -1,0 +1,144 @@
+"""Real faults: processes killed with SIGKILL in the middle of a sweep, and Ctrl-C on the command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from search.loading import to_yaml
+from search.spec import SweepSpec
+from search.study import Study, TrialState
+from search.sweep import Sweep, find
+from tests.conftest import REPOSITORY
+
+Make = Callable[..., SweepSpec]
+Run = Callable[[SweepSpec, Path], Sweep]
+
+TRAINING = {"epochs": 2, "evaluations_per_epoch": 2, "batch_size": 16}
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> float:
+    """Seconds until `condition` holds; fails after `timeout_s`."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, "timed out"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def evaluations(ledger: Path) -> int:
+    try:
+        return sum(len(trial.results) for trial in Study.read(ledger).trials())
+    except ValueError:  # not there yet
+        return 0
+
+
+def alive(name: str) -> list[int]:
+    """Pids of the live actors whose class name has `name` in it."""
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    return [actor.pid for actor in actors if name in actor.class_name and actor.pid]
+
+
+@pytest.mark.parametrize(("victim", "workers"), [("TrainWorker", 1), ("TrainWorker", 2), ("Trainable", 2)])
+def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
+    make_spec: Make, run_sweep: Run, tmp_path: Path, victim: str, workers: int
+) -> None:
+    spec = make_spec(training=TRAINING, resources={"workers": workers, "max_concurrent": 1})
+    undisturbed = run_sweep(spec, tmp_path / "calm").read().trials()
+    ledger = tmp_path / "stormy" / "small" / "study.journal"
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: evaluations(ledger) >= 2, 120)  # in the middle of the first trial
+        pid = alive(victim)[-1]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    disturbed = run_sweep(spec, tmp_path / "stormy").read().trials()
+    killer.join()
+    assert killed
+    for calm, stormy in zip(undisturbed, disturbed, strict=True):
+        assert stormy.state is TrialState.COMPLETE, stormy.error
+        assert stormy.params == calm.params
+        assert [r.epochs for r in stormy.results] == [r.epochs for r in calm.results]
+        for ours, theirs in zip(stormy.results, calm.results, strict=True):
+            assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-4)
+    took_s = wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 30)
+    assert took_s < 30
+    wait_for(lambda: not alive("TrainWorker"), 30)
+
+
+def marked(mark: str) -> list[int]:
+    """Pids of the processes that inherited `THAW_TEST_MARK=mark`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and f"THAW_TEST_MARK={mark}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_tidily_and_resume_goes_on(
+    make_spec: Make, tmp_path: Path, cache: Path, sign: signal.Signals
+) -> None:
+    spec = make_spec(training=TRAINING, tracking={"wandb": {"mode": "offline"}})
+    file = tmp_path / "small.yaml"
+    file.write_text(to_yaml(spec))
+    storage = tmp_path / "runs"
+    mark = f"{os.getpid()}-{sign}"
+    environment = {**os.environ, "THAW_TEST_MARK": mark, "THAW_CACHE": str(cache)}
+    command = [sys.executable, str(REPOSITORY / "launch.py")]
+    running = subprocess.Popen(
+        [*command, "run", str(file), "--storage", str(storage)],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: evaluations(storage / "small" / "study.journal") >= 2, 120)
+    began = time.monotonic()
+    if sign == signal.SIGINT:  # as a terminal sends it: to the whole foreground group
+        os.killpg(running.pid, sign)
+    else:
+        running.send_signal(sign)
+    output, _ = running.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert running.returncode == 130, output
+    assert "Traceback" not in output
+    assert "resume small" in output
+    assert wait_for(lambda: not marked(mark), 5) < 5
+    before = find("small", storage).read().trials()
+    assert before[0].results
+    assert find("small", storage).read().best() is not None
+
+    resumed = subprocess.run(
+        [*command, "resume", "small", "--storage", str(storage)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    after = find("small", storage).read().trials()
+    assert [trial.state for trial in after] == [TrialState.COMPLETE] * 3
+    assert after[0].params == before[0].params
+    assert after[0].results[: len(before[0].results)] == before[0].results
+    assert [result.epochs for result in after[0].results] == [0.5, 1.0, 1.5, 2.0]
+    assert (storage / "small" / "best" / "model.safetensors").exists()
