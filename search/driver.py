@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Driver:
 
     Args:
         keep: how many of the sweep's best checkpoints stay.
-        facts: what each tracked run is labelled with besides its parameters.
+        describe: what a trial's tracked run is labelled with besides its parameters.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Driver:
         keep: int,
         directory: Path,
         sweep_id: str,
-        facts: Mapping[str, Any],
+        describe: Callable[[TrialRecord], Mapping[str, Any]],
     ) -> None:
         self.study = study
         self._scheduler = scheduler
@@ -48,7 +48,7 @@ class Driver:
         self._keep = keep
         self._directory = directory
         self._sweep_id = sweep_id
-        self._facts = facts
+        self._describe = describe
         self._lock = threading.RLock()
         # Trials that an earlier driver left: they go first, each from its newest checkpoint.
         self._orphans = list(study.unfinished())
@@ -72,7 +72,7 @@ class Driver:
                     sweep_id=self._sweep_id,
                     trial=record.number,
                     directory=self._directory,
-                    config={**record.params, **self._facts, "seed": record.seed},
+                    config={**self._describe(record), **record.params, "seed": record.seed},
                     resumed=record.number in self._resumed,
                 )
             )

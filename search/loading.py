@@ -254,7 +254,7 @@ def differences(old: SweepSpec, new: SweepSpec) -> list[str]:
 
 
 def _settings(value: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _settings(inner, (*at, key))
     else:

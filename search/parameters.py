@@ -47,6 +47,8 @@ Block = Mapping[str, Mapping[str, Any] | None]
 """Dotted path -> the keys that were given for it, with the right types;
 None where they are known to be wrong."""
 
+_DUST = Decimal("1e-12")  # of binary fractions: an edge that is a multiple stays one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
@@ -243,7 +245,10 @@ def _range(leaf: Leaf, name: str, given: Mapping[str, Any], at: str, wrong: list
         wrong.append(f"{at}.q: {show(step)} is too fine for numbers up to {show(high)}")
         return None
     exact = Decimal(repr(step))
-    first, last = math.ceil(Decimal(repr(low)) / exact), math.floor(Decimal(repr(high)) / exact)
+    first, last = (
+        math.ceil(Decimal(repr(low)) / exact - _DUST),
+        math.floor(Decimal(repr(high)) / exact + _DUST),
+    )
     if first > last:
         wrong.append(f"{at}: no multiple of q {show(step)} lies between min {show(low)} and max {show(high)}")
         return None

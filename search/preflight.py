@@ -113,7 +113,7 @@ def _misfits(spec: SweepSpec, corners: Sequence[TrialConfig], blocks: Mapping[Mo
         if config.model not in blocks:
             continue
         try:
-            phases(config.training.unfreezing, blocks[config.model], config.training.epochs)
+            phases(config.training.unfreezing, blocks[config.model], config.training.epochs, config.seed)
         except ValueError as error:
             setting = re.split(r"[:\[]", str(error), maxsplit=1)[0]
             found[f"{'parameters' if setting in searched else 'training'}.{error}"] = None

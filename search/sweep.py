@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from search.records import TrialRecord
 from search.space import suggest
 from search.spec import SweepSpec, trial_settings
 from search.study import Study
+from training.config import TrialConfig
 
 SPEC_FILE = "sweep.yaml"
 LEDGER_FILE = "study.journal"
@@ -63,8 +64,8 @@ class Sweep:
         """The ledger, to read only."""
         return Study.read(self.ledger)
 
-    def trial_config(self, record: TrialRecord) -> Any:
-        """Everything that determines a trial's result, as a `training.config.TrialConfig`."""
+    def trial_config(self, record: TrialRecord) -> TrialConfig:
+        """Everything that determines a trial's result."""
         return trial_settings(self.spec, record.params, record.seed)
 
     def trial_directory(self, number: int) -> Path:
@@ -116,7 +117,7 @@ def check_name(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> No
         if identity.get("data_fingerprint", facts.data_fingerprint) != facts.data_fingerprint:
             raise ValueError(
                 f"data: sweep {spec.name!r} in {storage} was begun with other examples, or with versions of "
-                f"transformers or tokenizers that cut them up differently; bring those back, or give this one "
+                f"transformers or tokenizers that cut them differently; bring those back, or give this one "
                 f"another name with --set name=..."
             )
     if changes:
@@ -171,6 +172,7 @@ def run(sweep: Sweep, *, facts: Facts, fits: int, progress: Progress) -> tuple[l
 
     spec = sweep.spec
     study = sweep.open()
+    revision = commit()
     identity = json.loads((sweep.directory / IDENTITY_FILE).read_text())
     tracker = build({"jsonl": JsonlConfig(), "wandb": spec.tracking.wandb})
     driver = Driver(
@@ -181,12 +183,11 @@ def run(sweep: Sweep, *, facts: Facts, fits: int, progress: Progress) -> tuple[l
         keep=spec.checkpoints.keep,
         directory=sweep.directory,
         sweep_id=identity["id"],
-        facts={
-            "model": spec.model.name,
-            "task": spec.task.type,
+        describe=lambda record: {
+            **flat_settings(sweep.trial_config(record)),
             "data_fingerprint": facts.data_fingerprint,
             "versions": versions(),
-            "commit": commit(),
+            "commit": revision,
         },
     )
     wanted = spec.resources.max_concurrent
@@ -240,8 +241,6 @@ def export(sweep: Sweep, record: TrialRecord, directory: Path) -> None:
     Raises:
         ValueError: if it has no checkpoint any more, or `directory` holds something or cannot be written.
     """
-    from training.export import export as write
-
     check_writable(directory, "--output")
     metric = sweep.spec.search.metric
     best = record.best_result(metric.name, metric.goal)
@@ -250,6 +249,8 @@ def export(sweep: Sweep, record: TrialRecord, directory: Path) -> None:
             f"trial {record.number}: its checkpoint was not kept; the sweep keeps those of the best "
             f"{sweep.spec.checkpoints.keep} trials (checkpoints.keep)"
         )
+    from training.export import export as write  # brings in torch
+
     write(sweep.trial_config(record), Path(best.checkpoint), directory)
 
 
@@ -265,10 +266,27 @@ def export_best(sweep: Sweep, record: TrialRecord) -> Path:
 
 def is_finished(sweep: Sweep) -> bool:
     """Whether no trial is left to run."""
-    if not sweep.ledger.exists():
+    if not sweep.ledger.exists() or not sweep.ledger.stat().st_size:  # a kill may leave it empty
         return False
     trials = sweep.read().trials()
     return len(trials) >= sweep.spec.search.trials and all(trial.state.finished for trial in trials)
+
+
+def flat_settings(config: TrialConfig) -> dict[str, Any]:
+    """All settings of a trial by dotted path, those of `training` without its name, as in `parameters`."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, settings: Mapping[str, Any]) -> None:
+        for key, value in settings.items():
+            if isinstance(value, Mapping):
+                add(f"{prefix}{key}.", value)
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    for section, settings in asdict(config).items():
+        if section != "seed":
+            add("" if section == "training" else f"{section}.", settings)
+    return flat
 
 
 def versions() -> Mapping[str, str]:

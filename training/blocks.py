@@ -36,9 +36,16 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 class _Hidden(nn.Module):
-    """Stands where the embeddings were: hands on the hidden states that come in."""
+    """Stands where the embeddings were: hands on the hidden states that come in.
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Tensor:
+    Most architectures hand them over by name, DistilBERT by position.
+    """
+
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        assert input_ids is None
+        assert inputs_embeds is not None
         return inputs_embeds
 
 

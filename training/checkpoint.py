@@ -26,7 +26,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _WEIGHTS = "weights.safetensors"
 _MOMENTS = "moments.safetensors"
-_KEYS = {"identity", "step", "seconds", "adam_steps", "loss_scale", "phase", "metrics", "files"}
+_KEYS = {"identity", "step", "seconds", "adam_steps", "loss_scale", "phase", "metrics", "files", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def save(checkpoint: Checkpoint, identity: Identity) -> None:
         "metrics": dict(checkpoint.metrics),
         "files": {name: _describe(draft / name) for name in (_WEIGHTS, _MOMENTS)},
     }
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (draft / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))
     shutil.rmtree(path, ignore_errors=True)
     draft.rename(path)
 
@@ -151,11 +151,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that was cut short: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"{path}: checkpoint format {found!r}, this version reads {FORMAT}")
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise DamagedCheckpoint(
+            f"{path}: not a checkpoint, or one that was altered: no format in its manifest"
+        )
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {manifest['format']!r}, this version reads {FORMAT}"
+        )
     if missing := sorted(_KEYS - manifest.keys()):
         raise DamagedCheckpoint(f"{path}: the manifest lacks {', '.join(missing)}")
+    if manifest["sha256"] != _digest(manifest):
+        raise DamagedCheckpoint(f"{path}: the manifest was altered: it does not match its checksum")
     return manifest
 
 
@@ -190,6 +197,12 @@ def _load(path: Path, manifest: Mapping[str, Any]) -> State:
         loss_scale=manifest["loss_scale"],
         seconds=manifest["seconds"],
     )
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says, besides the digest itself."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -112,14 +112,18 @@ class UnfreezingConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
-    schedule: Literal["head", "top", "gradual", "full", "phases"] = "full"
+    schedule: Literal["head", "top", "gradual", "bottom-up", "chain-thaw", "lisa", "full", "phases"] = "full"
     """`head`: the head alone; `top`: and the top `depth` blocks; `gradual`: those one by one from
-    the top down; `full`: everything; `phases`: as listed under `phases`."""
+    the top down; `bottom-up`: the bottom `depth` blocks one by one from the bottom up; `chain-thaw`:
+    every layer alone, then all; `lisa`: head, embeddings and `depth` blocks that are drawn anew
+    every `interval`; `full`: everything; `phases`: as listed under `phases`."""
     depth: Annotated[int, Ge(1)] = 1
-    """How many blocks `top` and `gradual` thaw."""
+    """How many blocks `top`, `gradual` and `bottom-up` thaw, and `lisa` at a time."""
     points: list[Annotated[float, Gt(0), Lt(1)]] | None = None
-    """Where `gradual` thaws its next block, as fractions of the training; one for each block.
-    Spread evenly over the first half where unset."""
+    """Where `gradual` and `bottom-up` thaw their next block, as fractions of the training; one for
+    each block. Spread evenly over the first half where unset."""
+    interval: Annotated[float, Gt(0)] = 0.25
+    """Epochs between two draws of `lisa`, each of which starts a phase."""
     phases: list[PhaseConfig] | None = None
     """The phases of schedule `phases`."""
 
@@ -135,7 +139,8 @@ class TrainingConfig:
     learning_rate: Annotated[float, Gt(0), Le(100)] = 5e-5
     """Peak learning rate, of the head and the top block."""
     layerwise_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Factor on the learning rate from each block to the one below it."""
+    """Factor on the learning rate from each block to the one below it. The discriminative rates of
+    ULMFiT (Howard & Ruder 2018) divide by 2.6 from layer to layer: a factor of 0.385."""
     batch_size: Annotated[int, Ge(1), Le(10_000_000)] = 32
     """Examples in one optimizer step, over all workers."""
     micro_batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"

@@ -235,11 +235,16 @@ class Engine:
 @contextmanager
 def engine(module: nn.Module, **settings: Any) -> Iterator[Engine]:
     """An `Engine` that is closed at the end of the block, whatever happens in it."""
-    live = Engine(module, **settings)
+    linear = torch.nn.functional.linear
     try:
-        yield live
+        live = Engine(module, **settings)
+        try:
+            yield live
+        finally:
+            live.close()
     finally:
-        live.close()
+        # ZeRO-3 puts its own in place for good: later trials of the process would round otherwise.
+        torch.nn.functional.linear = linear
 
 
 def effective_stage(training: TrainingConfig, workers: int) -> int:

@@ -24,7 +24,7 @@ from training.rng import derive
 from training.schedules import describe
 from training.suffix import Weights
 from training.team import Team
-from training.workspace import Setting, Workspace, checksum
+from training.workspace import Setting, Workspace
 
 _MICRO_BATCH = {"cpu": 32, "cuda": 64}
 
@@ -80,7 +80,12 @@ def train(config: TrialConfig, *, workspace: Workspace, reporter: Reporter, dire
         Diverged: where the loss is no longer finite.
     """
     setting = workspace.open(config)
-    course = plan(config.training, num_blocks=setting.blocks.num_blocks, num_examples=len(setting.data.train))
+    course = plan(
+        config.training,
+        num_blocks=setting.blocks.num_blocks,
+        num_examples=len(setting.data.train),
+        seed=config.seed,
+    )
     trial = _Trial(
         config=config,
         setting=setting,
@@ -174,10 +179,8 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
             after=state.weights,
             with_gradient=set().union(*team.gather(witness.seen)),
             step_size={name: group.learning_rate * max(factors) for group in groups for name in group.names},
+            touched=set().union(*team.gather(trial.setting.touched())),
         )
-    assert checksum(list(blocks.model.parameters())) == trial.setting.checksum, (
-        "pretrained weights were written to"
-    )
     return verdict, state
 
 
@@ -222,6 +225,7 @@ def _report_progress(
                     "train/loss": loss,
                     "train/learning_rate": max(learning_rates),
                     "train/learning_rate_lowest": min(learning_rates),
+                    "train/thawed_blocks": len(stretch.phase.blocks),
                 },
             )
         )

@@ -43,7 +43,7 @@ def lr_factor(step: int, *, total_steps: int, warmup_ratio: float, schedule: str
     the rest of the trial: linearly, as half a cosine (Loshchilov & Hutter 2017), or not at
     all. Above zero at every step before `total_steps`.
     """
-    warmup = math.ceil(warmup_ratio * total_steps)
+    warmup = math.ceil(warmup_ratio * total_steps - 1e-9)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)

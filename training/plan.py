@@ -39,10 +39,13 @@ class Plan:
         return epochs * self.num_examples + min(rest * self.batch_size, self.num_examples)
 
 
-def plan(training: TrainingConfig, *, num_blocks: int, num_examples: int) -> Plan:
+def plan(training: TrainingConfig, *, num_blocks: int, num_examples: int, seed: int = 0) -> Plan:
     """The course of a trial on `num_examples` training examples.
 
     A phase too short to hold a step is left out.
+
+    Args:
+        seed: the trial's, for schedules that draw at random.
 
     Raises:
         ValueError: where the schedule does not fit the model.
@@ -51,7 +54,7 @@ def plan(training: TrainingConfig, *, num_blocks: int, num_examples: int) -> Pla
     total = math.ceil(training.epochs * per_epoch - 1e-9)
     starts = [
         (min(round(phase.start_epoch * per_epoch), total), phase)
-        for phase in phases(training.unfreezing, num_blocks, training.epochs)
+        for phase in phases(training.unfreezing, num_blocks, training.epochs, seed)
     ]
     bounds = [*(start for start, _ in starts), total]
     stretches = tuple(

@@ -51,6 +51,7 @@ def prove(
     after: Mapping[str, Tensor],
     with_gradient: set[str],
     step_size: Mapping[str, float],
+    touched: Iterable[str],
 ) -> None:
     """Check a phase that has just ended.
 
@@ -61,11 +62,17 @@ def prove(
         before: fp32 values of the thawed tensors at the start of the phase.
         after: fp32 values of the thawed tensors now.
         with_gradient: the thawed tensors that got a gradient.
-        step_size: the largest learning rate that each thawed tensor has seen.
+        step_size: the largest learning rate that each tensor in the optimizer has seen.
+        touched: the pretrained tensors that were written to.
 
     Raises:
         BrokenProof: naming the tensors that moved, or stood still, against the schedule.
     """
+    if written := sorted(touched):
+        raise BrokenProof(f"phase {phase}: the pretrained {_some(written)} was written to")
+    silent = sorted(set(before) - (after.keys() & step_size.keys()))
+    if silent:
+        raise BrokenProof(f"phase {phase}: {_some(silent)} has no optimizer state though thawed")
     moved = [
         name
         for name, tensor in frozen
@@ -81,9 +88,6 @@ def prove(
     ]
     if stuck:
         raise BrokenProof(f"phase {phase}: {_some(stuck)} got a gradient but did not move though thawed")
-    silent = sorted(set(before) - set(after))
-    if silent:
-        raise BrokenProof(f"phase {phase}: {_some(silent)} has no optimizer state though thawed")
 
 
 def _some(names: list[str]) -> str:

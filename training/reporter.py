@@ -45,7 +45,7 @@ class Progress:
     phase: str
     thawed: str
     metrics: Mapping[str, float]
-    """`train/loss`, and the learning rates of the head and of the lowest thawed unit."""
+    """`train/loss`, learning rates of the head and of the lowest thawed unit, number of thawed blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)

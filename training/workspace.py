@@ -30,8 +30,8 @@ class Setting:
     max_length: int
     fresh_names: tuple[str, ...]
     """Tensors that the pretrained model lacks: each trial draws its own."""
-    checksum: int
-    """Of all pretrained weights, as loaded."""
+    checksums: dict[str, int]
+    """Of every tensor of the model, as loaded."""
     fingerprint: str
     """Names, shapes and contents of the pretrained weights, as hex."""
     prefixes: dict[tuple[int, torch.dtype], nn.Module] = field(default_factory=dict)
@@ -40,8 +40,15 @@ class Setting:
         """The frozen blocks below `boundary`, built once for a gang."""
         key = (boundary, dtype)
         if key not in self.prefixes:
-            self.prefixes[key] = self.blocks.prefix(boundary, dtype).to(device)
+            prefix = self.blocks.prefix(boundary, dtype)
+            # To move what it shares with the model would move the model too.
+            self.prefixes[key] = prefix if device.type == "cpu" else copy.deepcopy(prefix).to(device)
         return self.prefixes[key]
+
+    def touched(self) -> list[str]:
+        """The tensors of the model that were written to since it was loaded: none, ever."""
+        named = self.blocks.model.named_parameters()
+        return [name for name, tensor in named if checksum(tensor) != self.checksums[name]]
 
     def fresh_weights(self, seed: int) -> dict[str, Tensor]:
         """The tensors that the pretrained model lacks, drawn as its authors initialise them."""
@@ -81,9 +88,9 @@ class Workspace:
         return self._settings[key]
 
 
-def checksum(tensors: list[Tensor]) -> int:
-    """Sum over all 32-bit words of fp32 `tensors`, modulo 2**64: any changed bit changes it."""
-    return sum(int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) for tensor in tensors) % 2**64
+def checksum(tensor: Tensor) -> int:
+    """Sum over all 32-bit words of an fp32 tensor, modulo 2**64: any changed bit changes it."""
+    return int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) % 2**64
 
 
 def load(config: TrialConfig, cache: Path | None = None) -> Setting:
@@ -102,19 +109,30 @@ def load(config: TrialConfig, cache: Path | None = None) -> Setting:
         num_labels=len(data.label_names),
         dtype=torch.float32,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # a head for other classes is drawn anew
         output_loading_info=True,
     )
     model.config.pad_token_id = data.pad_id
     blocks = Blocks(model)
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        if blocks.unit(name) != "head":
+            raise ValueError(
+                f"model.name: {config.model.name}: {name} is {tuple(stored)} in the weights and "
+                f"{tuple(wanted)} by config.json; give a model whose files belong together"
+            )
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    tensors = {name: tensor for name, tensor in model.named_parameters() if name not in fresh}
-    described = [(name, tuple(tensor.shape), checksum([tensor])) for name, tensor in tensors.items()]
+    checksums = {name: checksum(tensor) for name, tensor in model.named_parameters()}
+    described = [
+        (name, tuple(tensor.shape), checksums[name])
+        for name, tensor in model.named_parameters()
+        if name not in fresh
+    ]
     return Setting(
         blocks=blocks,
         data=data,
         task=task,
         max_length=config.task.max_length,
         fresh_names=tuple(name for name in blocks.names if name in fresh),
-        checksum=checksum(list(model.parameters())),
+        checksums=checksums,
         fingerprint=hashlib.sha256(repr(described).encode()).hexdigest(),
     )

@@ -23,6 +23,13 @@ Make = Callable[..., SweepSpec]
 Run = Callable[[SweepSpec, Path], Sweep]
 
 TRAINING = {"epochs": 2, "evaluations_per_epoch": 2, "batch_size": 16}
+SEARCH = {
+    "metric": {"name": "eval/accuracy", "goal": "maximize"},
+    "sampler": "random",
+    "scheduler": "none",
+    "trials": 2,
+    "seed": 1,
+}
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> float:
@@ -47,11 +54,18 @@ def alive(name: str) -> list[int]:
     return [actor.pid for actor in actors if name in actor.class_name and actor.pid]
 
 
-@pytest.mark.parametrize(("victim", "workers"), [("TrainWorker", 1), ("TrainWorker", 2), ("Trainable", 2)])
+@pytest.mark.parametrize(
+    ("victim", "workers"),
+    [
+        pytest.param("TrainWorker", 1, marks=pytest.mark.slow),
+        pytest.param("TrainWorker", 2, marks=pytest.mark.slow),
+        ("Trainable", 2),
+    ],
+)
 def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
     make_spec: Make, run_sweep: Run, tmp_path: Path, victim: str, workers: int
 ) -> None:
-    spec = make_spec(training=TRAINING, resources={"workers": workers, "max_concurrent": 1})
+    spec = make_spec(training=TRAINING, search=SEARCH, resources={"workers": workers, "max_concurrent": 1})
     undisturbed = run_sweep(spec, tmp_path / "calm").read().trials()
     ledger = tmp_path / "stormy" / "small" / "study.journal"
     killed: list[int] = []
@@ -90,11 +104,11 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_stops_tidily_and_resume_goes_on(
     make_spec: Make, tmp_path: Path, cache: Path, sign: signal.Signals
 ) -> None:
-    spec = make_spec(training=TRAINING, tracking={"wandb": {"mode": "offline"}})
+    spec = make_spec(training=TRAINING, search=SEARCH, tracking={"wandb": {"mode": "offline"}})
     file = tmp_path / "small.yaml"
     file.write_text(to_yaml(spec))
     storage = tmp_path / "runs"
@@ -137,7 +151,7 @@ def test_ctrl_c_stops_tidily_and_resume_goes_on(
     )
     assert resumed.returncode == 0, resumed.stderr
     after = find("small", storage).read().trials()
-    assert [trial.state for trial in after] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in after] == [TrialState.COMPLETE] * 2
     assert after[0].params == before[0].params
     assert after[0].results[: len(before[0].results)] == before[0].results
     assert [result.epochs for result in after[0].results] == [0.5, 1.0, 1.5, 2.0]

@@ -283,8 +283,8 @@ def test_one_mistake_has_one_message(change: dict[str, Any], expected: str) -> N
 def test_a_misspelt_choice_names_the_nearest() -> None:
     raw = changed(parameters__unfreezing__schedule={"values": ["hed", "top", "gradual"]})
     assert problems(raw) == [
-        "parameters.unfreezing.schedule.values: must be one of head, top, gradual, full, phases, got 'hed'; "
-        "did you mean head?"
+        "parameters.unfreezing.schedule.values: must be one of head, top, gradual, bottom-up, chain-thaw, "
+        "lisa, full, phases, got 'hed'; did you mean head?"
     ]
 
 

@@ -131,7 +131,11 @@ def reference(phases: Sequence[Phase], training: TrainingConfig) -> Outcome:
 
 
 def drive(
-    team: Team, phases: Sequence[Phase], training: TrainingConfig, accumulation: int, loss_scale: float | None = None
+    team: Team,
+    phases: Sequence[Phase],
+    training: TrainingConfig,
+    accumulation: int,
+    loss_scale: float | None = None,
 ) -> Outcome:
     """The same run on one engine a phase, as the training loop does it, with its seams checked."""
     blocks = Blocks(tiny_model())
@@ -146,12 +150,20 @@ def drive(
         below = None if boundary < 0 else blocks.prefix(boundary, compute_dtype(training.precision))
         prefix = Prefix(module=None if below is None else below.to(team.device))
         with engine(
-            module, groups=groups, weights=own, moments=moments, training=training, team=team, loss_scale=loss_scale
+            module,
+            groups=groups,
+            weights=own,
+            moments=moments,
+            training=training,
+            team=team,
+            loss_scale=loss_scale,
         ) as live:
             present = Weights(blocks, own)
             assert_same(live.weights(), {name: present[name] for name in shapes})
             before = live.moments()
-            assert {name: moment.steps for name, moment in before.items()} == {n: ages.get(n, 0) for n in shapes}
+            assert {name: moment.steps for name, moment in before.items()} == {
+                n: ages.get(n, 0) for n in shapes
+            }
             for name, moment in before.items():
                 zero = torch.zeros(shapes[name])
                 carried = moments.get(name, Moments(exp_avg=zero, exp_avg_sq=zero, steps=0))
@@ -245,8 +257,15 @@ def test_effective_stage(stage: int, precision: str, workers: int, effective: in
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_one_worker_agrees_with_plain_torch(team: Team, stage: int) -> None:
-    for case in [*cases([stage]), *other_cases([stage])]:
+    for case in cases([stage]):
         assert_agrees(drive(team, *case), reference(*case[:2]), atol=1e-6)
+
+
+def test_zero_3_leaves_torch_as_it_was(team: Team) -> None:
+    """DeepSpeed's own linear layer, which rounds otherwise, would stay for all trials to come."""
+    linear = torch.nn.functional.linear
+    drive(team, GROWING[:1], settings(3), 1)
+    assert torch.nn.functional.linear is linear
 
 
 def compare_two_workers(pair: Crew, some: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Outcome, Outcome]]:
@@ -259,13 +278,21 @@ def compare_two_workers(pair: Crew, some: Sequence[tuple[Any, ...]]) -> Iterator
 
 
 def test_two_workers_agree_with_plain_torch(pair: Crew) -> None:
-    for outcome, expected in compare_two_workers(pair, cases(STAGES)):
+    some = [*cases(STAGES)[:4], *cases([2, 3])[2:]]
+    for outcome, expected in compare_two_workers(pair, some):
         assert_agrees(outcome, expected, atol=1e-6)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_one_worker_agrees_with_plain_torch_whatever_the_settings(team: Team, stage: int) -> None:
+    for case in other_cases([stage]):
+        assert_agrees(drive(team, *case), reference(*case[:2]), atol=1e-6)
+
+
+@pytest.mark.slow
 def test_two_workers_agree_with_plain_torch_whatever_the_settings(pair: Crew) -> None:
-    for outcome, expected in compare_two_workers(pair, other_cases(STAGES)):
+    for outcome, expected in compare_two_workers(pair, [*cases([0, 1])[2:], *other_cases(STAGES)]):
         assert_agrees(outcome, expected, atol=1e-6)
 
 
@@ -286,11 +313,11 @@ def assert_close(outcome: Outcome, expected: Outcome, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_on_one_worker(team: Team, precision: str) -> None:
-    for case in cases(STAGES, precision):
+    for case in cases(STAGES, precision)[: None if precision == "bf16" else 4]:
         assert_close(drive(team, *case), reference(*case[:2]), precision)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_low_precision_on_two_workers(pair: Crew, precision: str) -> None:
     for outcome, expected in compare_two_workers(pair, cases(STAGES, precision)[:4]):
         assert_close(outcome, expected, precision)
@@ -341,6 +368,18 @@ def test_fp16_skips_a_step_that_overflows_and_carries_its_scale(team: Team, stag
         live.step(1.0)
         assert live.skipped_steps == 0
         assert {moment.steps for moment in live.moments().values()} == {1}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_masters_start_from_fp32_values_whatever_the_module_is_in(team: Team, stage: int) -> None:
+    blocks = Blocks(tiny_model())
+    training = settings(stage, "bf16")
+    own = {name: tensor + 1e-5 for name, tensor in Weights(blocks, {}).items() if depth_of(name) < 0}
+    module = suffix.build(GROWING[0], blocks, own, dropout=None).to(torch.bfloat16)
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
+    with engine(module, groups=groups, weights=own, moments={}, training=training, team=team) as live:
+        assert_same(live.weights(), own)
 
 
 def test_buckets_of_odd_sizes(pair: Crew) -> None:

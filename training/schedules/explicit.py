@@ -4,7 +4,7 @@ from training.config import PhaseConfig, UnfreezingConfig
 from training.schedules.phase import Phase
 
 
-def explicit(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float) -> tuple[Phase, ...]:
+def explicit(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float, seed: int) -> tuple[Phase, ...]:
     """One phase for each entry of `unfreezing.phases`, named `phase-1`, `phase-2` ...
 
     An entry says all that trains from its start on: what it leaves out is frozen (again).

@@ -4,6 +4,6 @@ from training.config import UnfreezingConfig
 from training.schedules.phase import Phase
 
 
-def head(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float) -> tuple[Phase, ...]:
+def head(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float, seed: int) -> tuple[Phase, ...]:
     """One phase with every block and the embeddings frozen."""
     return (Phase(name="head", start_epoch=0.0, blocks=()),)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+
+from training.config import UnfreezingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +17,7 @@ class Phase:
     """
 
     name: str
-    """`head`, `top-2`, `gradual-3`, `full`, `phase-1` ..."""
+    """`head`, `top-2`, `gradual-3`, `lisa-4`, `full`, `phase-1` ..."""
     start_epoch: float
     """Where it begins, in epochs; 0 for the first phase."""
     blocks: tuple[int, ...]
@@ -44,6 +47,29 @@ def check_depth(depth: int, num_blocks: int) -> None:
             f"unfreezing.depth: {depth} is deeper than the model, which has {num_blocks} blocks; "
             f"use 1 to {num_blocks}"
         )
+
+
+def thaw_epochs(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float) -> tuple[float, ...]:
+    """When a schedule that thaws one block after the other thaws each of its `depth`, in epochs.
+
+    The i-th, counted from 1, thaws at `points[i - 1] * epochs`. Without points it is
+    `i / (2 * depth)`: evenly over the first half, so that the whole depth trains for the second.
+
+    Raises ValueError where `depth` is deeper than the model, or `points` are not one for each
+    block, ascending.
+    """
+    depth, points = unfreezing.depth, unfreezing.points
+    check_depth(depth, num_blocks)
+    if points is None:
+        points = [i / (2 * depth) for i in range(1, depth + 1)]
+    if len(points) != depth:
+        raise ValueError(
+            f"unfreezing.points: {len(points)} points for unfreezing.depth {depth}; "
+            f"give one for each block that thaws, or none to spread them evenly"
+        )
+    if any(later <= earlier for earlier, later in pairwise(points)):
+        raise ValueError(f"unfreezing.points: {points} must ascend; sort them and drop repeats")
+    return tuple(point * epochs for point in points)
 
 
 def describe(phase: Phase, num_blocks: int) -> str:

@@ -4,7 +4,7 @@ from training.config import UnfreezingConfig
 from training.schedules.phase import Phase, check_depth, top_blocks
 
 
-def top(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float) -> tuple[Phase, ...]:
+def top(unfreezing: UnfreezingConfig, num_blocks: int, epochs: float, seed: int) -> tuple[Phase, ...]:
     """One phase. Raises ValueError where `depth` is deeper than the model."""
     depth = unfreezing.depth
     check_depth(depth, num_blocks)

@@ -1,0 +1,159 @@
+"""What is found out before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.loading import load
+from search.preflight import check, check_writable, local_storage
+from search.problems import SpecError
+from search.spec import SweepSpec
+from tests.cli import MODEL, ROWS, write_rows, write_sweep
+
+
+def spec(directory: Path, parameters: dict[str, Any] | None = None, **sections: Any) -> SweepSpec:
+    if parameters is not None:
+        sections["parameters"] = parameters
+    return load(str(write_sweep(directory, **sections)))
+
+
+def problems(wrong: SweepSpec) -> tuple[str, ...]:
+    with pytest.raises(SpecError) as caught:
+        check(wrong)
+    return caught.value.problems
+
+
+def test_the_facts(tmp_path: Path) -> None:
+    facts = check(spec(tmp_path))
+    assert (facts.num_blocks, facts.num_train, facts.num_validation) == (6, 8, 4)
+    assert facts.label_names == ("neg", "pos")
+    assert check(spec(tmp_path)) == facts
+    write_rows(tmp_path / "train.jsonl", ROWS[:6])
+    other = check(load(str(tmp_path / "tiny.yaml")))
+    assert other.num_train == 6
+    assert other.data_fingerprint != facts.data_fingerprint
+
+
+def too_deep(path: str, depth: int) -> str:
+    return f"{path}: {depth} is deeper than the model, which has 6 blocks; use 1 to 6"
+
+
+SCHEDULE = {"values": ["head", "top", "gradual"]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"unfreezing.schedule": SCHEDULE, "unfreezing.depth": {"min": 1, "max": 6}}, None),
+        (
+            {"unfreezing.schedule": SCHEDULE, "unfreezing.depth": {"min": 1, "max": 7}},
+            too_deep("parameters.unfreezing.depth", 7),
+        ),
+        (
+            {"unfreezing.schedule": SCHEDULE, "unfreezing.depth": {"value": 8}},
+            too_deep("parameters.unfreezing.depth", 8),
+        ),
+        ({"unfreezing.schedule": {"values": ["head", "full"]}, "unfreezing.depth": {"value": 8}}, None),
+        (
+            {
+                "unfreezing.schedule": SCHEDULE,
+                "unfreezing.depth": {"value": 8, "when": {"unfreezing.schedule": "head"}},
+            },
+            None,  # never used where it is too deep
+        ),
+        (
+            {
+                "unfreezing.schedule": SCHEDULE,
+                "unfreezing.depth": {"values": [2, 8], "when": {"batch_size": 32}},
+                "batch_size": {"min": 8, "max": 64},
+            },
+            too_deep("parameters.unfreezing.depth", 8),
+        ),
+        (
+            {
+                "unfreezing.schedule": SCHEDULE,
+                "unfreezing.points": {"values": [[0.1, 0.5], [0.5, 0.1]]},
+                "unfreezing.depth": {"value": 2},
+            },
+            "parameters.unfreezing.points: [0.5, 0.1] must ascend; sort them and drop repeats",
+        ),
+        (
+            {
+                "unfreezing.schedule": {"value": "phases"},
+                "unfreezing.phases": {"value": [{"start": 0, "thaw": ["head"]}, {"start": 2, "thaw": [9]}]},
+            },
+            "parameters.unfreezing.phases[1].thaw: block 9 is not in the model, which has 6 blocks; "
+            "use -6 to 5",
+        ),
+        (
+            {
+                "epochs": {"values": [1, 4]},
+                "unfreezing.schedule": {"value": "phases"},
+                "unfreezing.phases": {"value": [{"start": 0, "thaw": ["head"]}, {"start": 2, "thaw": [5]}]},
+            },
+            "parameters.unfreezing.phases[1].start: 2 is not before the end of training at epoch 1; "
+            "use less than 1, or drop the phase",
+        ),
+    ],
+)
+def test_schedules_are_tried_at_the_corners_of_the_space(
+    tmp_path: Path, parameters: dict[str, Any], expected: str | None
+) -> None:
+    asked = spec(tmp_path, parameters)
+    if expected is None:
+        check(asked)
+    else:
+        assert problems(asked) == (expected,)
+
+
+def test_every_model_and_column_that_may_be_drawn_is_looked_at(tmp_path: Path) -> None:
+    # What the sections say is never used where a parameter has the same path.
+    asked = spec(
+        tmp_path,
+        {"model.name": {"values": [MODEL]}, "task.text": {"value": "text"}},
+        model={"name": "./nowhere"},
+        task={"text": "nothing"},
+    )
+    assert check(asked).num_blocks == 6
+    assert problems(spec(tmp_path, {"task.max_length": {"min": 2, "max": 64}})) == (
+        "task.max_length: 2 leaves no room for text beside 2 special tokens; use at least 3",
+    )
+
+
+def test_a_missing_model_is_told_once(tmp_path: Path) -> None:
+    (line,) = problems(spec(tmp_path, model={"name": "./nowhere"}))
+    assert line.startswith("model.name: ./nowhere does not exist; ")
+
+
+def test_checking_a_directory_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "deeper")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"^--output: .*/file/new cannot be written \(a file is in the way\); "
+    ):
+        check_writable(tmp_path / "file" / "new", "--output")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="cannot be written"):
+        check_writable(tmp_path / "dangling" / "new")
+
+
+def test_storage_is_a_directory_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert local_storage("./runs") == tmp_path / "runs"
+    assert local_storage("~/runs") == tmp_path / "home" / "runs"
+    assert local_storage(f"file://{tmp_path}/runs") == tmp_path / "runs"
+    assert local_storage(str(tmp_path / "a" / ".." / "b")) == tmp_path / "b"
+    for wrong in ("s3://bucket/x", "gs://bucket/x"):
+        with pytest.raises(ValueError, match=rf"^--storage: {wrong} is not a directory"):
+            local_storage(wrong)
+    for empty in ("", " ", "file://"):
+        with pytest.raises(ValueError, match=r"^--storage: must not be empty"):
+            local_storage(empty)
+    assert os.listdir(tmp_path) == []
