@@ -18,7 +18,7 @@ from training.engine import Engine, compute_dtype, engine
 from training.evaluate import evaluate, tensors
 from training.plan import Plan, Stretch, plan
 from training.prefix import Prefix
-from training.proof import Witness, prove
+from training.proof import BrokenProof, Witness, prove
 from training.reporter import Course, Evaluation, PhaseOutline, Progress, Reporter, Verdict
 from training.rng import derive
 from training.schedules import describe
@@ -171,7 +171,7 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
         else:
             if state.step < stretch.stop:
                 state = _snapshot(state, live, stretch.stop, time.monotonic() - began)
-        prove(
+        broken = prove(
             phase=stretch.phase.name,
             frozen=live.frozen(),
             expected=Weights(blocks, state.weights),
@@ -181,6 +181,9 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
             step_size={name: group.learning_rate * max(factors) for group in groups for name in group.names},
             touched=set().union(*team.gather(trial.setting.touched())),
         )
+        for finding in team.gather(broken):
+            if finding is not None:
+                raise BrokenProof(finding)
     return verdict, state
 
 

@@ -231,7 +231,7 @@ class Crew:
             self._connections.append(ours)
             self._processes.append(process)
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 300.0) -> list[Any]:
         """`function(team, *args)` on every worker; what each returns, by rank.
 
         A worker that fails, or none that answers in time, fails the test and ends the crew.

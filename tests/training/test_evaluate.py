@@ -90,6 +90,7 @@ def measure_each(team: Team, config: TrialConfig) -> list[dict[str, float]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 def test_two_workers_measure_what_one_does(make_trial: MakeTrial, workspace: Workspace, pair: Crew) -> None:
     config = make_trial()
     alone = measure_each(workspace.team, config)
@@ -108,6 +109,7 @@ def test_tensors(make_trial: MakeTrial, workspace: Workspace) -> None:
     assert {tensor.dtype for tensor in (*batch.values(), labels)} == {torch.int64}
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_trial_with_one_validation_example(
     stage: int, make_trial: MakeTrial, team: Team, tmp_path: Path

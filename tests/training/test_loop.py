@@ -27,7 +27,7 @@ STEPS_PER_EPOCH = 6
 
 
 def run(
-    config: TrialConfig, workspace: Workspace, directory: Path, **recorder: int
+    config: TrialConfig, workspace: Workspace, directory: Path, **recorder: Any
 ) -> tuple[State, Recorder]:
     """A trial to its end, or its death; its newest checkpoint and what it told."""
     told = Recorder(**recorder)
@@ -53,7 +53,7 @@ def listed(*phases: tuple[float, list[Any]]) -> UnfreezingConfig:
     return UnfreezingConfig(schedule="phases", phases=made)
 
 
-SHRINKING = listed((0.0, ["all"]), (0.5, ["head", 2]), (1.0, ["head"]))
+SHRINKING = listed((0.0, ["head", 0, 1, 2]), (0.5, ["head", 2]), (1.0, ["head"]))
 GROWING = listed((0.0, ["head"]), (0.5, ["head", 1, 2]), (1.0, ["all"]))
 REFREEZING = listed((0.0, ["head", 0]), (0.5, [2]), (1.0, ["head", "embeddings"]))
 
@@ -202,9 +202,9 @@ def test_agrees_with_plain_torch(
     setting = workspace.open(config)
     units: list[set[object]] = [{"head"}, {"head", 1, 2}, EVERYTHING]
     if unfreezing is SHRINKING:  # what has trained and is frozen again computes as trained
-        units = [EVERYTHING, {"head", 2}, {"head"}]
+        units = [{"head", 0, 1, 2}, {"head", 2}, {"head"}]
     expected = reference(config, setting, list(zip((0, 3, 6), units, strict=True)))
-    assert largest_difference(state.weights, expected) < 1e-6
+    assert largest_difference(state.weights, {name: expected[name] for name in state.weights}) < 1e-6
     assert {moment.steps for moment in state.moments.values()} == ages
 
 
@@ -303,7 +303,12 @@ def test_every_micro_batch_has_its_own_dropout(
 ) -> None:
     seeds: list[int] = []
     manual_seed = torch.manual_seed
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: (seeds.append(seed), manual_seed(seed))[1])
+
+    def noted(seed: int) -> torch.Generator:
+        seeds.append(seed)
+        return manual_seed(seed)
+
+    monkeypatch.setattr(torch, "manual_seed", noted)
     run(plain(make_trial(micro_batch_size=3)), workspace, tmp_path)
     # Five batches of 8 and one of 4, in parts of at most 3; rank 0 of 1.
     micros = [(step, index) for step in range(6) for index in range(3 if step < 5 else 2)]
@@ -317,7 +322,7 @@ def test_two_workers_train_as_one_does(
 ) -> None:
     config = make_trial(epochs=1.5, unfreezing=GROWING, log_every=1, adam_epsilon=1e-4)
     for stage in (2, 3):
-        config = replace(config, training=replace(config.training, zero=ZeroConfig(stage=stage)))  # type: ignore[arg-type]
+        config = replace(config, training=replace(config.training, zero=ZeroConfig(stage=stage)))
         alone, told = run(config, workspace, tmp_path / f"alone-{stage}")
         (state, losses, scores), (other, *silence) = pair.run(run_there, config, tmp_path / f"pair-{stage}")
         assert [step for step, _ in losses] == [step for step, _ in told.losses]

@@ -138,7 +138,8 @@ def check(**changes: Any) -> None:
         "step_size": {"a": 0.1, "b": 0.1},
         "touched": [],
     }
-    prove(**{**settings, **changes})
+    if (finding := prove(**{**settings, **changes})) is not None:
+        raise BrokenProof(finding)
 
 
 def test_what_passes() -> None:
