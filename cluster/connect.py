@@ -36,8 +36,8 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
     import ray
 
     # What workers and raylets say belongs in their log files, not in the middle of the live table.
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if address is None:
         node = local_node()

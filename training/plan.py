@@ -62,7 +62,8 @@ def plan(training: TrainingConfig, *, num_blocks: int, num_examples: int, seed: 
         for (_, phase), (start, stop) in zip(starts, pairwise(bounds), strict=True)
         if stop > start
     )
-    count = math.floor(training.epochs * training.evaluations_per_epoch + 1e-9)
+    # Those before the end: the last evaluation is there, wherever the last step falls.
+    count = math.ceil(training.epochs * training.evaluations_per_epoch - 1e-9) - 1
     points = {
         min(max(1, round(index * per_epoch / training.evaluations_per_epoch)), total): (
             index / training.evaluations_per_epoch

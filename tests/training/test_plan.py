@@ -96,3 +96,10 @@ def test_laws(n: int, epochs: float, per_epoch: int, depth: int, batch_size: int
     seen = [made.examples(step) for step in range(made.total_steps + 1)]
     assert seen == sorted(set(seen))
     assert made.examples(made.steps_per_epoch) == n
+
+
+def test_an_end_in_the_middle_of_a_step_is_evaluated_once() -> None:
+    # 1.5 epochs of 63 steps are 94.5 steps: the last evaluation is after step 95, and none is after 94.
+    settings = TrainingConfig(epochs=1.5, evaluations_per_epoch=2, batch_size=32)
+    course = plan(settings, num_blocks=6, num_examples=2000)
+    assert course.evaluations == {32: 0.5, 63: 1.0, 95: 1.5}
