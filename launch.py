@@ -161,6 +161,25 @@ def schedule(
         print(picture(planned, blocks, epochs, width=min(_console().width, 100)))
 
 
+@app.command()
+def memory(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a bundled name.")],
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    as_json: Json = False,
+) -> None:
+    """Estimate the memory of each phase that a sweep can draw, before anything starts."""
+    from search import loading
+    from search import memory as estimates
+
+    found = estimates.rows(loading.load(sweep, overrides))
+    if as_json:
+        print(json.dumps(estimates.to_json(found), indent=2))
+    else:
+        console = _console()
+        console.print(estimates.table(found))
+        console.print(estimates.limit(found), highlight=False, soft_wrap=True)
+
+
 def _unfreezing(name: str, epochs: float, *, points: str | None, **given: Any) -> Any:
     """The settings of a schedule as options give them, checked as in a sweep file."""
     from search.problems import hint

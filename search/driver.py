@@ -97,13 +97,17 @@ class Driver:
             self._clean()
             return decision
 
-    def ended(self, number: int, error: str | None = None) -> TrialRecord:
-        """Close a trial that ran to its end, was stopped, or failed with `error`."""
+    def ended(self, number: int, error: str | None = None, *, kind: str = "failed") -> TrialRecord:
+        """Close a trial that ran to its end or was stopped; with `error`, one that failed.
+
+        Args:
+            kind: how it failed: `failed`, `diverged` or `infeasible`.
+        """
         with self._lock:
             self.steps.pop(number, None)
             state = TrialState.COMPLETE
             if error is not None:
-                state = TrialState.FAILED
+                state = TrialState(kind)
             elif number in self._stopped:
                 state = TrialState.PRUNED
             record = self.study.tell(number, state, error)

@@ -21,7 +21,7 @@ from training.schedules import phases
 from training.tasks import TASKS
 
 # Settings that decide which model and data a trial has, and whether its schedule fits them.
-_SHAPING = ("model.", "task.", "unfreezing.", "epochs")
+SHAPING = ("model.", "task.", "unfreezing.", "epochs", "optimizer", "zero.")
 _MAX_CORNERS = 512
 
 
@@ -49,19 +49,25 @@ def check(spec: SweepSpec) -> Facts:
             f"search.metric.name: task {spec.task.type} does not report {spec.search.metric.name!r}"
             f"{hint(spec.search.metric.name, metrics)}"
         )
+    improving = spec.training.early_stopping.metric
+    if improving not in metrics:
+        problems.append(
+            f"training.early_stopping.metric: task {spec.task.type} does not report {improving!r}"
+            f"{hint(improving, metrics)}"
+        )
     gpus = spec.resources.gpus_per_worker
     if gpus > 1 and not gpus.is_integer():
         problems.append(f"resources.gpus_per_worker: must be a whole number or less than 1, got {gpus:g}")
-    corners = list(_corners(spec))
+    trials = list(corners(spec))
     blocks: dict[ModelConfig, int] = {}
-    for model in dict.fromkeys(corner.model for corner in corners):
+    for model in dict.fromkeys(corner.model for corner in trials):
         try:
             blocks[model] = _blocks(model)
         except ValueError as error:
             problems.append(str(error))
-    problems += _misfits(spec, corners, blocks)
+    problems += _misfits(spec, trials, blocks)
     found: list[Data] = []
-    for model, task in dict.fromkeys((corner.model, corner.task) for corner in corners):
+    for model, task in dict.fromkeys((corner.model, corner.task) for corner in trials):
         try:
             found.append(prepare(model, task, spec.data))
         except ValueError as error:
@@ -105,14 +111,17 @@ def _blocks(model: ModelConfig) -> int:
     return num_blocks(config)
 
 
-def _misfits(spec: SweepSpec, corners: Sequence[TrialConfig], blocks: Mapping[ModelConfig, int]) -> list[str]:
-    """What is wrong with the schedules at the corners of the space."""
+def _misfits(spec: SweepSpec, trials: Sequence[TrialConfig], blocks: Mapping[ModelConfig, int]) -> list[str]:
+    """What is wrong with schedules and optimizers at the corners of the space."""
+    from training.optimizers import check as check_optimizer
+
     searched = {parameter.path for parameter in spec.space.parameters}
     found: dict[str, None] = {}
-    for config in corners:
+    for config in trials:
         if config.model not in blocks:
             continue
         try:
+            check_optimizer(config.training)
             phases(config.training.unfreezing, blocks[config.model], config.training.epochs, config.seed)
         except ValueError as error:
             setting = re.split(r"[:\[]", str(error), maxsplit=1)[0]
@@ -120,10 +129,14 @@ def _misfits(spec: SweepSpec, corners: Sequence[TrialConfig], blocks: Mapping[Mo
     return list(found)
 
 
-def _corners(spec: SweepSpec) -> Iterator[TrialConfig]:
-    """Trials at the extremes of every parameter that shapes the trial, and of those they depend on."""
+def corners(spec: SweepSpec, shaping: tuple[str, ...] = SHAPING) -> Iterator[TrialConfig]:
+    """Trials at the extremes of every parameter that shapes the trial, and of those they depend on.
+
+    Args:
+        shaping: how the paths of those begin.
+    """
     conditions = [condition for parameter in spec.space.parameters for condition in parameter.when]
-    wanted = {p.path for p in spec.space.parameters if p.path.startswith(_SHAPING)}
+    wanted = {p.path for p in spec.space.parameters if p.path.startswith(shaping)}
     for parameter in reversed(spec.space.parameters):  # each comes after those it depends on
         if parameter.path in wanted:
             wanted |= {condition.path for condition in parameter.when}
@@ -137,14 +150,15 @@ def _corners(spec: SweepSpec) -> Iterator[TrialConfig]:
 
 def _telling(parameter: Parameter, conditions: Iterable[Condition]) -> list[Any]:
     """Its extremes, and the values that other parameters depend on."""
-    values = list(_extremes(parameter))
+    values = list(extremes(parameter))
     for condition in conditions:
         if condition.path == parameter.path:
             values += [value for value in condition.values if value not in values]
     return values
 
 
-def _extremes(parameter: Parameter) -> tuple[Any, ...]:
+def extremes(parameter: Parameter) -> tuple[Any, ...]:
+    """The least and greatest values of a parameter, or all of its choices."""
     distribution = parameter.distribution
     if isinstance(distribution, Categorical):
         return tuple(distribution.choices)

@@ -23,6 +23,8 @@ class TrialState(StrEnum):
     """Stopped early: its results count, at the epochs that it reached."""
     COMPLETE = "complete"
     FAILED = "failed"
+    DIVERGED = "diverged"
+    """Its loss was no longer finite, so its region is to be avoided."""
     INFEASIBLE = "infeasible"
     """Could not run as drawn (it fits on no worker, say), so its region is to be avoided."""
 

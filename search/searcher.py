@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 
 from search.driver import Driver
 from search.records import TrialRecord
-from training.gang import Order
+from training.gang import Failed, Order
 
 
 class StudySearcher(Searcher):
@@ -43,8 +43,13 @@ class StudySearcher(Searcher):
         # Tune keeps the result of a trial that is done from its scheduler.
         if result is not None and result.get("last_evaluation") is not None:
             self._driver.evaluated(number, result["last_evaluation"])
-        lost = "the process that held its gang died" if error else None
-        self._driver.ended(number, lost or (result or {}).get("error"))
+        failure: Failed | None = (result or {}).get("failure")
+        if error:
+            failure = Failed(error="the process that held its gang died", details="")
+        if failure is None:
+            self._driver.ended(number)
+        else:
+            self._driver.ended(number, failure.error, kind=failure.kind)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what it runs, and must not go on from that."""

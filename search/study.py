@@ -38,6 +38,7 @@ _TOLD = {
     TrialState.COMPLETE: OptunaState.COMPLETE,
     TrialState.PRUNED: OptunaState.PRUNED,
     TrialState.FAILED: OptunaState.FAIL,
+    TrialState.DIVERGED: OptunaState.PRUNED,
     TrialState.INFEASIBLE: OptunaState.PRUNED,
 }
 

@@ -21,25 +21,23 @@ class GangTrainable(tune.Trainable):
         """Start the gang and give it its first trial, without waiting for it."""
         self._gang = Gang(gang)
         self._gang.begin(config["order"])
-        self._total = config["order"].config.training.epochs
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with another trial on the same gang."""
         self._gang.begin(new_config["order"])
-        self._total = new_config["order"].config.training.epochs
         return True
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation; `done` with the last one."""
         news = self._gang.advance()
-        if isinstance(news, Evaluation) and news.epochs < self._total:
+        if isinstance(news, Evaluation) and not news.last:
             return {"evaluation": news, "done": False}
         last = news if isinstance(news, Evaluation) else None
         if last is not None:  # nothing is decided any more: hear how it ended
             news = self._gang.advance()
-        error = news.error if isinstance(news, Failed) else None
         assert isinstance(news, Ended | Failed), news
-        return {"last_evaluation": last, "error": error, "done": True}
+        failure = news if isinstance(news, Failed) else None
+        return {"last_evaluation": last, "failure": failure, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: see the class."""

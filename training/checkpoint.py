@@ -1,4 +1,4 @@
-"""Delta checkpoints: the tensors that thawed so far and their Adam state, by name.
+"""Delta checkpoints: the tensors that thawed so far and their optimizer state, by name.
 
 A checkpoint is a directory of safetensors files and a manifest, which is written last; the
 directory appears under its name only when it is whole. Nothing in it is ever unpickled, and
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.config import TrialConfig
-from training.optim import Moments
+from training.optim import Slots
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-_WEIGHTS = "weights.safetensors"
-_MOMENTS = "moments.safetensors"
-_KEYS = {"identity", "step", "seconds", "adam_steps", "loss_scale", "phase", "metrics", "files", "sha256"}
+_KEYS = {
+    "identity",
+    "step",
+    "seconds",
+    "optimizer_steps",
+    "loss_scale",
+    "phase",
+    "history",
+    "files",
+    "sha256",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +47,8 @@ class State:
     """Optimizer steps taken; position in the data and random numbers follow from it."""
     weights: Mapping[str, Tensor]
     """fp32 values of every tensor that thawed so far, or that the pretrained model lacked."""
-    moments: Mapping[str, Moments] = field(default_factory=dict)
+    slots: Mapping[str, Slots] = field(default_factory=dict)
+    """The optimizer's state of every tensor that thawed so far."""
     loss_scale: float | None = None
     """Dynamic loss scale (fp16)."""
     seconds: float = 0.0
@@ -45,13 +56,21 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """One evaluation of a trial."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A state, where it lies, and the evaluation that goes with it."""
+    """A state, where it lies, and the trial's evaluations up to it; the last one is its own."""
 
     path: Path
     state: State
     phase: str
-    metrics: Mapping[str, float]
+    history: tuple[Told, ...]
 
 
 class CheckpointError(ValueError):
@@ -75,9 +94,9 @@ class Identity:
 
 
 def identity(config: TrialConfig, *, model: str, data: str) -> Identity:
-    """The identity of a trial. ZeRO stage and micro-batch do not enter: they change nothing."""
+    """The identity of a trial. ZeRO, micro-batch and recomputation do not enter: they change nothing."""
     settings = {**asdict(config.training), "seed": config.seed}
-    for neutral in ("zero", "micro_batch_size", "log_every"):
+    for neutral in ("zero", "micro_batch_size", "activation_checkpointing", "log_every"):
         del settings[neutral]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Identity(model=model, data=data, settings=digest)
@@ -88,32 +107,88 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
-def save(checkpoint: Checkpoint, identity: Identity) -> None:
-    """Write a checkpoint, whole or not at all."""
-    path, state = checkpoint.path, checkpoint.state
-    draft = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    moments = {}
-    for name, moment in state.moments.items():
-        moments[f"exp_avg/{name}"] = moment.exp_avg.contiguous()
-        moments[f"exp_avg_sq/{name}"] = moment.exp_avg_sq.contiguous()
-    save_file({name: tensor.contiguous() for name, tensor in state.weights.items()}, draft / _WEIGHTS)
-    save_file(moments, draft / _MOMENTS)
-    manifest = {
-        "format": FORMAT,
-        "identity": asdict(identity),
-        "step": state.step,
-        "seconds": state.seconds,
-        "adam_steps": {name: moment.steps for name, moment in state.moments.items()},
-        "loss_scale": state.loss_scale,
-        "phase": checkpoint.phase,
-        "metrics": dict(checkpoint.metrics),
-        "files": {name: _describe(draft / name) for name in (_WEIGHTS, _MOMENTS)},
-    }
-    (draft / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))
-    shutil.rmtree(path, ignore_errors=True)
-    draft.rename(path)
+class Draft:
+    """A checkpoint that is being written, behind the training loop's back.
+
+    Every rank makes one and writes its share of the tensors, from a thread of its own; rank 0
+    commits. Until then nothing stands under the checkpoint's name.
+
+    Args:
+        token: the same on all ranks, and new for every draft.
+    """
+
+    def __init__(self, path: Path, state: State, *, rank: int, ranks: int, token: str) -> None:
+        self.path = path
+        self.state = state
+        self._place = path.with_name(f".{path.name}.{token}")
+        self._part = f"{rank:05d}-of-{ranks:05d}"
+        names = sorted(state.weights)[rank::ranks]
+        self._weights = {name: state.weights[name].contiguous() for name in names}
+        self._slots = {
+            f"{key}/{name}": tensor.contiguous()
+            for name in sorted(state.slots)[rank::ranks]
+            for key, tensor in state.slots[name].tensors.items()
+        }
+        self._files: dict[str, dict[str, Any]] = {}
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Size and checksum of this rank's files by name, once they are written.
+
+        Raises:
+            OSError: if they could not be.
+        """
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._files
+
+    def commit(
+        self,
+        files: Mapping[str, Mapping[str, Any]],
+        identity: Identity,
+        *,
+        phase: str,
+        history: Sequence[Told],
+    ) -> Checkpoint:
+        """Make the checkpoint count: `files` are those of all ranks, all written. Rank 0 only."""
+        state = self.state
+        manifest = {
+            "format": FORMAT,
+            "identity": asdict(identity),
+            "step": state.step,
+            "seconds": state.seconds,
+            "optimizer_steps": {name: slots.steps for name, slots in state.slots.items()},
+            "loss_scale": state.loss_scale,
+            "phase": phase,
+            "history": [asdict(told) for told in history],
+            "files": dict(files),
+        }
+        with (self._place / MANIFEST).open("w") as file:
+            json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._place.rename(self.path)
+        return Checkpoint(path=self.path, state=state, phase=phase, history=tuple(history))
+
+    def _write(self) -> None:
+        try:
+            self._place.mkdir(parents=True, exist_ok=True)
+            for kind, tensors in (("weights", self._weights), ("slots", self._slots)):
+                file = self._place / f"{kind}-{self._part}.safetensors"
+                save_file(tensors, file)
+                self._files[file.name] = _describe(file)
+        except BaseException as error:
+            self._failure = error
+
+
+def clean(directory: Path) -> None:
+    """Remove what writers that were killed have left. Not while anyone writes."""
+    for draft in directory.glob(".step-*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def newest(directory: Path, identity: Identity) -> Checkpoint | None:
@@ -135,7 +210,8 @@ def newest(directory: Path, identity: Identity) -> Checkpoint | None:
         except DamagedCheckpoint as error:
             damaged = error
             continue
-        return Checkpoint(path=path, state=state, phase=manifest["phase"], metrics=manifest["metrics"])
+        history = tuple(Told(**told) for told in manifest["history"])
+        return Checkpoint(path=path, state=state, phase=manifest["phase"], history=history)
     if damaged is not None:
         warnings.warn(f"no usable checkpoint, so the trial starts anew: {damaged}", stacklevel=2)
     return None
@@ -178,22 +254,22 @@ def load_weights(path: Path, model: str) -> dict[str, Tensor]:
     manifest = read_manifest(path)
     if manifest["identity"].get("model") != model:
         raise CheckpointError(f"{path}: made from other pretrained weights than those at hand")
-    _verify(path, manifest, _WEIGHTS)
-    return load_file(path / _WEIGHTS)
+    return _read(path, manifest, "weights")
 
 
 def _load(path: Path, manifest: Mapping[str, Any]) -> State:
     weights = load_weights(path, manifest["identity"]["model"])
-    _verify(path, manifest, _MOMENTS)
-    stored = load_file(path / _MOMENTS)
-    moments = {
-        name: Moments(exp_avg=stored[f"exp_avg/{name}"], exp_avg_sq=stored[f"exp_avg_sq/{name}"], steps=steps)
-        for name, steps in manifest["adam_steps"].items()
-    }
+    stored: dict[str, dict[str, Tensor]] = {name: {} for name in manifest["optimizer_steps"]}
+    for key, tensor in _read(path, manifest, "slots").items():
+        kind, _, name = key.partition("/")
+        stored[name][kind] = tensor
     return State(
         step=manifest["step"],
         weights=weights,
-        moments=moments,
+        slots={
+            name: Slots(tensors=stored[name], steps=steps)
+            for name, steps in manifest["optimizer_steps"].items()
+        },
         loss_scale=manifest["loss_scale"],
         seconds=manifest["seconds"],
     )
@@ -205,17 +281,25 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def _read(path: Path, manifest: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
+    """The tensors of all files of one kind, each checked against the manifest."""
+    tensors: dict[str, Tensor] = {}
+    for name, described in manifest["files"].items():
+        if name.startswith(f"{kind}-"):
+            _verify(path / Path(name).name, described)
+            tensors |= load_file(path / Path(name).name)
+    return tensors
+
+
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _verify(path: Path, manifest: Mapping[str, Any], name: str) -> None:
+def _verify(file: Path, described: Mapping[str, Any]) -> None:
     try:
-        found = _describe(path / name)
+        found = _describe(file)
     except OSError as error:
-        raise DamagedCheckpoint(f"{path / name}: cannot be read: {error}") from error
-    if found != manifest["files"].get(name):
-        raise DamagedCheckpoint(
-            f"{path / name}: contents do not match the manifest; it was cut short or altered"
-        )
+        raise DamagedCheckpoint(f"{file}: cannot be read: {error}") from error
+    if found != described:
+        raise DamagedCheckpoint(f"{file}: contents do not match the manifest; it was cut short or altered")

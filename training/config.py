@@ -90,8 +90,25 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = 2
     """0: nothing, 1: optimizer state, 2: and gradients, 3: and weights."""
-    offload: Literal["none"] = "none"
-    """Where sharded state lives."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lives in host memory: `optimizer`: its state and step (stages 1 to 3); `parameters`: the
+    weights as well (stage 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Ends a trial that no longer gets better. It counts as complete."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    patience: Annotated[int, Ge(1)] | None = None
+    """Evaluations without improvement before the trial ends; never where unset."""
+    metric: str = "eval/loss"
+    """What has to improve."""
+    goal: Literal["minimize", "maximize"] = "minimize"
+    """Whether smaller or larger is better."""
+    min_delta: Annotated[float, Ge(0)] = 0.0
+    """The least change that counts as an improvement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +162,14 @@ class TrainingConfig:
     """Examples in one optimizer step, over all workers."""
     micro_batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """Examples in one forward pass of one worker; the rest of the batch is accumulated."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more computation."""
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """`adamw`; `adafactor`: factored second moments, without ZeRO; `sgd`: with `momentum`."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """Momentum of `sgd`."""
     weight_decay: Annotated[float, Ge(0), Le(10)] = 0.01
-    """Decoupled weight decay (AdamW)."""
+    """Weight decay, not on biases and norms: decoupled, but added to the gradient for `sgd`."""
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Decay of the first moment."""
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
@@ -155,8 +178,19 @@ class TrainingConfig:
     """Added to the root of the second moment."""
     warmup_ratio: Annotated[float, Ge(0), Lt(1)] = 0.06
     """Fraction of the optimizer steps over which the learning rate rises."""
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Ge(0)] | None = None
+    """Optimizer steps over which the learning rate rises, in place of `warmup_ratio`."""
+    rewarmup_steps: Annotated[int, Ge(0)] = 0
+    """Optimizer steps over which the learning rate rises again after each thaw."""
+    lr_schedule: Literal["linear", "cosine", "constant", "polynomial"] = "linear"
     """How the learning rate goes on after the warm-up, over the whole trial."""
+    lr_power: Annotated[float, Gt(0), Le(100)] = 2.0
+    """Exponent of the `polynomial` schedule."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of each label's probability that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] | list[Annotated[float, Gt(0)]] = "none"
+    """Weight of each class in the loss: `balanced`: inverse to its frequency; or a list, in the order
+    of the labels."""
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
     """Gradients are clipped to this global norm; 0 for no clipping."""
     dropout: Annotated[float, Ge(0), Lt(1)] | None = None
@@ -167,6 +201,8 @@ class TrainingConfig:
     """DeepSpeed ZeRO."""
     unfreezing: UnfreezingConfig = field(default_factory=UnfreezingConfig)
     """Which layers thaw, and when."""
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    """Ends the trial when it no longer gets better."""
     evaluations_per_epoch: Annotated[int, Ge(1), Le(10_000)] = 1
     """Evaluations (and checkpoints, and chances to stop) in each epoch."""
     log_every: Annotated[int, Ge(1), Le(10)] = 10

@@ -1,9 +1,9 @@
 """One DeepSpeed engine for one phase, and the only import of DeepSpeed.
 
 ZeRO fixes its parameter groups when it is initialised: what thaws later never trains, what
-freezes later drifts. So a phase is an engine, and between two of them weights and Adam
-moments live here as plain fp32 tensors by name, whatever the ZeRO stage or the number of
-workers. `_slots` is the one place that knows where DeepSpeed keeps them.
+freezes later drifts. So a phase is an engine, and between two of them weights and
+optimizer state live here as plain fp32 tensors by name, whatever the ZeRO stage or the number of
+workers. `_homes` is the one place that knows where DeepSpeed keeps them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from training.config import TrainingConfig
-from training.optim import Group, Moments
+from training.optim import Group, Slots
+from training.optimizers import OPTIMIZERS, Optimizer
 from training.team import Team
 
 if not torch.cuda.is_available():
@@ -46,11 +47,11 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Slot:
+class _Home:
     """Where this rank keeps its part of one thawed tensor.
 
     Elements `start` and on of the flattened tensor are `master` (fp32, 1-D, perhaps empty);
-    their moments lie at `offset` in the optimizer's state of `flat`.
+    their optimizer state lies at `offset` in that of `flat`.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Engine:
         groups: the parameter groups, in an order that is the same on all ranks.
         weights: fp32 values of thawed tensors that differ from those in `module` by no more
             than the rounding of a low precision; those in `module` where absent.
-        moments: Adam state that an earlier phase left; fresh where absent.
+        slots: optimizer state that an earlier phase left; fresh where absent.
         loss_scale: the dynamic loss scale that an earlier phase left (fp16).
     """
 
@@ -79,7 +80,7 @@ class Engine:
         *,
         groups: Sequence[Group],
         weights: Mapping[str, Tensor],
-        moments: Mapping[str, Moments],
+        slots: Mapping[str, Slots],
         training: TrainingConfig,
         team: Team,
         loss_scale: float | None = None,
@@ -92,27 +93,24 @@ class Engine:
         }
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._shapes = {name: parameters[name].shape for group in groups for name in group.names}
-        self._adam = torch.optim.AdamW(
-            [
-                {
-                    "params": [parameters[name] for name in group.names],
-                    "lr": group.learning_rate,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in groups
-            ],
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-            fused=True,
-        )
+        self._kind = OPTIMIZERS[training.optimizer]
+        grouped = [
+            {
+                "params": [parameters[name] for name in group.names],
+                "lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ]
+        self._optimizer = _build(self._kind, grouped, training)
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=self._adam,
+            optimizer=self._optimizer,
             config=_settings(training, team.size, self._shapes),
             dist_init_required=False,
         )
-        self._slots = list(_slots(self._engine, self._adam, team.rank, self._names, self._shapes))
-        self._load(originals | {name: weights[name] for name in originals if name in weights}, moments)
+        self._homes = list(_homes(self._engine, self._optimizer, team.rank, self._names, self._shapes))
+        self._load(originals | {name: weights[name] for name in originals if name in weights}, slots)
         scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
         if loss_scale is not None and hasattr(scaler, "cur_scale"):
             scaler.cur_scale = loss_scale
@@ -138,7 +136,7 @@ class Engine:
 
     def step(self, lr_factor: float) -> None:
         """One optimizer step at `lr_factor` times the groups' learning rates."""
-        for group, settings in zip(self._groups, self._adam.param_groups, strict=True):
+        for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
             settings["lr"] = group.learning_rate * lr_factor
         self._engine.step()
 
@@ -155,15 +153,23 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """The thawed tensors by name: fp32, on the CPU, whole on every rank."""
-        return self._assemble({slot.name: slot.master for slot in self._slots})
+        return self._assemble({home.name: home.master for home in self._homes})
 
-    def moments(self) -> dict[str, Moments]:
-        """Adam's state of the thawed tensors by name: fp32, on the CPU, whole on every rank."""
-        first = self._assemble({slot.name: self._fragment(slot, "exp_avg") for slot in self._slots})
-        second = self._assemble({slot.name: self._fragment(slot, "exp_avg_sq") for slot in self._slots})
-        ages = {slot.name: int(self._adam.state[slot.flat]["step"]) for slot in self._slots}
+    def slots(self) -> dict[str, Slots]:
+        """The optimizer's state of the thawed tensors by name: fp32, on the CPU, whole on every rank."""
+        steps = {home.name: self._steps(home) for home in self._homes}
+        if self._kind.state is None:
+            return {
+                home.name: Slots(tensors=_tensors(self._optimizer.state[home.flat]), steps=steps[home.name])
+                for home in self._homes
+            }
+        parts = {
+            key: self._assemble({home.name: self._fragment(home, key) for home in self._homes})
+            for key in self._kind.state
+        }
         return {
-            name: Moments(exp_avg=first[name], exp_avg_sq=second[name], steps=ages[name]) for name in first
+            name: Slots(tensors={key: whole[name] for key, whole in parts.items()}, steps=steps[name])
+            for name in steps
         }
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
@@ -176,59 +182,73 @@ class Engine:
     def close(self) -> None:
         """Give back everything that the engine holds."""
         self._engine.destroy()
-        self._adam.state.clear()
-        self._adam.param_groups.clear()
-        self._slots.clear()
+        self._optimizer.state.clear()
+        self._optimizer.param_groups.clear()
+        self._homes.clear()
         del self._engine
         # Engine and module refer to each other through hooks: only the collector frees them.
         gc.collect()
         if self._team.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Moments]) -> None:
+    def _load(self, weights: Mapping[str, Tensor], slots: Mapping[str, Slots]) -> None:
         ages = {name: group.age for group in self._groups for name in group.names}
         with torch.no_grad():
-            for slot in self._slots:
-                state = self._adam.state[slot.flat]
-                # Fused Adam wants the count beside the weights. In a low precision DeepSpeed has taken
-                # a step on zeros by now, which does not count.
-                state["step"] = torch.tensor(float(ages[slot.name]), device=slot.flat.device)
-                if "exp_avg" not in state:
-                    state["exp_avg"] = torch.zeros_like(slot.flat)
-                    state["exp_avg_sq"] = torch.zeros_like(slot.flat)
-                stop = slot.start + slot.master.numel()
-                slot.master.copy_(weights[slot.name].reshape(-1)[slot.start : stop])
-                if slot.name in moments:
-                    carried = moments[slot.name]
-                    self._fragment(slot, "exp_avg").copy_(carried.exp_avg.reshape(-1)[slot.start : stop])
-                    self._fragment(slot, "exp_avg_sq").copy_(
-                        carried.exp_avg_sq.reshape(-1)[slot.start : stop]
-                    )
+            for home in self._homes:
+                state = self._optimizer.state[home.flat]
+                stop = home.start + home.master.numel()
+                home.master.copy_(weights[home.name].reshape(-1)[home.start : stop])
+                carried = slots.get(home.name)
+                if self._kind.state is None:
+                    # Whole tensors of shapes of their own; without any it makes them at its first step.
+                    state.clear()
+                    if carried is not None and carried.tensors:
+                        state.update({key: t.to(home.flat.device) for key, t in carried.tensors.items()})
+                        state["step"] = torch.tensor(float(carried.steps), device=home.flat.device)
+                    continue
+                # In a low precision DeepSpeed has taken a step on zeros by now, which does not count.
+                self._set_steps(home, ages[home.name])
+                for key in self._kind.state:
+                    if not isinstance(state.get(key), Tensor):
+                        state[key] = torch.zeros_like(home.flat)
+                    if carried is not None:
+                        whole = carried.tensors[key].reshape(-1)
+                        self._fragment(home, key).copy_(whole[home.start : stop])
 
-    def _fragment(self, slot: _Slot, key: str) -> Tensor:
-        state: Tensor = self._adam.state[slot.flat][key]
-        return state.view(-1).narrow(0, slot.offset, slot.master.numel())
+    def _set_steps(self, home: _Home, steps: int) -> None:
+        if self._kind.counts:
+            on_host = self._optimizer.__class__.__name__ == "DeepSpeedCPUAdam"
+            # Fused Adam wants the count beside the weights, DeepSpeed's on the host is a number.
+            count = steps if on_host else torch.tensor(float(steps), device=home.flat.device)
+            self._optimizer.state[home.flat]["step"] = count
+
+    def _steps(self, home: _Home) -> int:
+        return int(self._optimizer.state[home.flat].get("step", 0))
+
+    def _fragment(self, home: _Home, key: str) -> Tensor:
+        state: Tensor = self._optimizer.state[home.flat][key]
+        return state.view(-1).narrow(0, home.offset, home.master.numel())
 
     def _assemble(self, fragments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors from every rank's fragments, by one sum over a zero-filled buffer."""
-        sharded = any(slot.master.numel() != slot.shape.numel() for slot in self._slots)
+        sharded = any(home.master.numel() != home.shape.numel() for home in self._homes)
         if not self._team.gather(sharded).count(True):
             return {
-                slot.name: fragments[slot.name].detach().cpu().clone().view(slot.shape)
-                for slot in self._slots
+                home.name: fragments[home.name].detach().cpu().clone().view(home.shape)
+                for home in self._homes
             }
-        total = sum(slot.shape.numel() for slot in self._slots)
+        total = sum(home.shape.numel() for home in self._homes)
         buffer = torch.zeros(total, dtype=torch.float32, device=self._team.device)
         at = 0
-        for slot in self._slots:
-            fragment = fragments[slot.name]
-            buffer.narrow(0, at + slot.start, fragment.numel()).copy_(fragment.detach())
-            at += slot.shape.numel()
+        for home in self._homes:
+            fragment = fragments[home.name]
+            buffer.narrow(0, at + home.start, fragment.numel()).copy_(fragment.detach())
+            at += home.shape.numel()
         whole = self._team.sum(buffer).cpu()
-        sizes = [slot.shape.numel() for slot in self._slots]
+        sizes = [home.shape.numel() for home in self._homes]
         parts = whole.split(sizes)
         return {
-            slot.name: part.clone().view(slot.shape) for slot, part in zip(self._slots, parts, strict=True)
+            home.name: part.clone().view(home.shape) for home, part in zip(self._homes, parts, strict=True)
         }
 
 
@@ -261,12 +281,31 @@ def effective_stage(training: TrainingConfig, workers: int) -> int:
     return 0 if alone and stage < 3 else stage
 
 
+def _build(kind: Optimizer, groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:
+    if training.zero.offload == "none":
+        return kind.build(groups, training)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    betas = (training.adam_beta1, training.adam_beta2)
+    return DeepSpeedCPUAdam(groups, betas=betas, eps=training.adam_epsilon, adamw_mode=True)
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state besides the step count, on the CPU."""
+    return {
+        key: value.detach().cpu().clone()
+        for key, value in state.items()
+        if key != "step" and isinstance(value, Tensor)
+    }
+
+
 def _settings(training: TrainingConfig, workers: int, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     """The DeepSpeed configuration of a phase that thaws tensors of these `shapes`."""
     sizes = [shape.numel() for shape in shapes.values()]
     bucket = max(max(sizes), min(sum(sizes), _MAX_BUCKET_NUMEL))
     bucket += bucket % 2  # ZeRO-1 and 2 take even ones only
     stage = effective_stage(training, workers)
+    on_gpu = torch.cuda.is_available()
     settings: dict[str, Any] = {
         # The caller scales its losses and marks the last micro-batch: batches differ in size.
         "train_micro_batch_size_per_gpu": 1,
@@ -282,6 +321,10 @@ def _settings(training: TrainingConfig, workers: int, shapes: Mapping[str, torch
             "overlap_comm": False,
         },
     }
+    if training.zero.offload != "none":
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    if training.zero.offload == "parameters":
+        settings["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     if training.precision == "bf16":
         settings["bf16"] = {"enabled": True}
     if training.precision == "fp16":
@@ -291,24 +334,24 @@ def _settings(training: TrainingConfig, workers: int, shapes: Mapping[str, torch
     return settings
 
 
-def _slots(
+def _homes(
     engine: Any,
-    adam: torch.optim.AdamW,
+    base: torch.optim.Optimizer,
     rank: int,
     names: Mapping[int, str],
     shapes: Mapping[str, torch.Size],
-) -> Iterator[_Slot]:
-    """Every thawed tensor's slot on this rank, in the order of the groups."""
+) -> Iterator[_Home]:
+    """Every thawed tensor's home on this rank, in the order of the groups."""
     optimizer = engine.optimizer
 
-    def slot(parameter: Tensor, start: int, master: Tensor, flat: Tensor, offset: int) -> _Slot:
+    def home(parameter: Tensor, start: int, master: Tensor, flat: Tensor, offset: int) -> _Home:
         name = names[id(parameter)]
-        return _Slot(name=name, shape=shapes[name], start=start, master=master, flat=flat, offset=offset)
+        return _Home(name=name, shape=shapes[name], start=start, master=master, flat=flat, offset=offset)
 
-    if optimizer is adam:  # stage 0 in fp32: the parameters themselves
-        for group in adam.param_groups:
+    if optimizer is base:  # stage 0 in fp32: the parameters themselves
+        for group in base.param_groups:
             for parameter in group["params"]:
-                yield slot(parameter, 0, parameter.data.view(-1), parameter, 0)
+                yield home(parameter, 0, parameter.data.view(-1), parameter, 0)
     elif hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3
         for index, group in enumerate(optimizer.fp16_groups):
             flat = optimizer.fp32_partitioned_groups_flat[index]
@@ -316,11 +359,11 @@ def _slots(
                 _, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 start = min(rank * numel, parameter.ds_numel)
                 present = min(numel, parameter.ds_numel - start)  # the last rank's part is padded
-                yield slot(parameter, start, flat.data.narrow(0, offset, present), flat, offset)
+                yield home(parameter, start, flat.data.narrow(0, offset, present), flat, offset)
     elif hasattr(optimizer, "fp32_groups"):  # stage 0 in a low precision: a master beside each parameter
         for halves, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for parameter, master in zip(halves, masters, strict=True):
-                yield slot(parameter, 0, master.data.view(-1), master, 0)
+                yield home(parameter, 0, master.data.view(-1), master, 0)
     else:  # stages 1 and 2: fragments of one flat partition a group
         zero = hasattr(optimizer, "single_partition_of_fp32_groups")
         flats = optimizer.single_partition_of_fp32_groups if zero else optimizer.fp32_groups_flat_partition
@@ -328,10 +371,10 @@ def _slots(
             for parameter in group:
                 mapping = parameter._hp_mapping
                 if mapping is None:  # all of it on other ranks
-                    yield slot(parameter, 0, flat.data.narrow(0, 0, 0), flat, 0)
+                    yield home(parameter, 0, flat.data.narrow(0, 0, 0), flat, 0)
                 else:
                     address = mapping.lp_fragment_address
-                    yield slot(
+                    yield home(
                         parameter,
                         address.start,
                         mapping.hp_fragment.data.view(-1),

@@ -17,9 +17,9 @@ import threading
 import traceback
 import uuid
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
@@ -51,6 +51,8 @@ class Order:
     trial: int
     config: TrialConfig
     directory: str
+    micro_limit: int | None = None
+    """Largest micro-batch that is known to fit, where a worker group has run out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class Ended:
 class Failed:
     """A trial failed."""
 
+    kind: Literal["failed", "diverged", "infeasible"] = "failed"
     error: str
     """One line."""
     details: str
@@ -81,6 +84,8 @@ class Failed:
 class Crashed:
     """A worker group cannot go on; Ray Train starts another."""
 
+    too_large: int | None = None
+    """The micro-batch that did not fit in memory, if that is why."""
     error: str
 
 
@@ -170,6 +175,9 @@ class Gang:
                     self._order = None
                     times = f"{self._restarts} times since the last checkpoint"
                     return Failed(error=f"workers died {times}, at last: {self._crash}", details="")
+                if self._order.micro_limit == 0:
+                    self._order = None
+                    return Failed(kind="infeasible", error=self._crash, details="")
                 self._send(self._order)
                 continue
             assert not isinstance(news, Crashed)
@@ -219,6 +227,10 @@ class Gang:
                 return news
             if isinstance(news, Crashed):
                 self._crash = news.error
+                if news.too_large is not None and self._order is not None:
+                    # The next group starts with half. To have found that out is no fault.
+                    self._order = replace(self._order, micro_limit=news.too_large // 2)
+                    self._restarts -= 1
             elif session == self._session:
                 return news
 
@@ -260,13 +272,13 @@ def _serve(settings: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     import torch
 
-    from training.loop import Diverged, train
+    from training.loop import Diverged, Infeasible, OutOfMemory, train
     from training.proof import BrokenProof
     from training.team import Team
     from training.workspace import Workspace
 
     # Errors that every rank comes to by itself, on the same figures.
-    agreed = (ValueError, BrokenProof, Diverged)
+    agreed = (ValueError, BrokenProof, Diverged, Infeasible)
     config: GangConfig = settings["config"]
     channel = settings["channel"]
     torch.set_num_threads(config.cpus_per_worker)
@@ -294,14 +306,22 @@ def _serve(settings: dict[str, Any]) -> None:
                 workspace=workspace,
                 reporter=_Reporter(order.trial, session, channel, config.feed),
                 directory=Path(order.directory),
+                micro_limit=order.micro_limit,
             )
             news = Ended(verdict=verdict)
         except Exception as error:
             if team.size > 1 and not isinstance(error, agreed):
                 # Other ranks may wait in a collective that this one has left: start all anew.
-                ray.get(channel.tell.remote(session, Crashed(error=_one_line(error))))
+                too_large = error.micro_batch if isinstance(error, OutOfMemory) else None
+                crash = Crashed(error=_one_line(error), too_large=too_large)
+                ray.get(channel.tell.remote(session, crash))
                 raise
-            news = Failed(error=_one_line(error), details=traceback.format_exc())
+            kinds = {Diverged: "diverged", Infeasible: "infeasible"}
+            news = Failed(
+                kind=kinds.get(type(error), "failed"),  # type: ignore[arg-type]
+                error=_one_line(error),
+                details=traceback.format_exc(),
+            )
         if team.leads:
             ray.get(channel.tell.remote(session, news))
 

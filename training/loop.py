@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import batches, checkpoint, optim, suffix
-from training.checkpoint import Checkpoint, State
+from training import batches, checkpoint, memory, optim, suffix
+from training.checkpoint import Checkpoint, State, Told
 from training.config import TrialConfig
 from training.engine import Engine, compute_dtype, engine
 from training.evaluate import evaluate, tensors
+from training.optimizers import check
 from training.plan import Plan, Stretch, plan
 from training.prefix import Prefix
 from training.proof import BrokenProof, Witness, prove
@@ -29,8 +32,36 @@ from training.workspace import Setting, Workspace
 _MICRO_BATCH = {"cpu": 32, "cuda": 64}
 
 
+# Losses in a row that are not finite before a trial counts as diverged.
+_PATIENCE_STEPS = 3
+
+
 class Diverged(RuntimeError):
     """The loss is no longer finite."""
+
+
+class Infeasible(RuntimeError):
+    """The trial does not fit in memory, however small its micro-batches."""
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit in memory, and other ranks may wait for this one.
+
+    Args:
+        micro_batch: the examples in a forward pass that were too many.
+    """
+
+    def __init__(self, micro_batch: int, message: str) -> None:
+        super().__init__(message)
+        self.micro_batch = micro_batch
+
+
+class _TooLarge(Exception):
+    """A step did not fit, and nothing of it has happened: it is to be repeated from `state`."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +74,12 @@ class _Trial:
     team: Team
     reporter: Reporter
     directory: Path
+    history: list[Told]
+    """The evaluations so far."""
+    class_weights: Tensor | None
+    """fp32 [C], on the device."""
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=_PATIENCE_STEPS))
+    """The latest, over all phases."""
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     @property
@@ -64,12 +101,28 @@ class _Trial:
             )
         return self._epochs[epoch][index]
 
+    def micro_batch(self, boundary: int) -> int:
+        """Examples in one forward pass of one worker, as far as is known of what fits."""
+        size = self.config.training.micro_batch_size
+        if size == "auto":
+            size = _MICRO_BATCH[self.team.device.type]
+        share = -(-self.config.training.batch_size // self.team.size)
+        return min(size, share, self.setting.micro_limits.get(boundary, size))
 
-def train(config: TrialConfig, *, workspace: Workspace, reporter: Reporter, directory: Path) -> Verdict:
+
+def train(
+    config: TrialConfig,
+    *,
+    workspace: Workspace,
+    reporter: Reporter,
+    directory: Path,
+    micro_limit: int | None = None,
+) -> Verdict:
     """Train one trial, from its newest checkpoint if it has one. Every rank calls it alike.
 
     Args:
         directory: where its checkpoints are, seen by all ranks.
+        micro_limit: largest micro-batch that is known to fit, where that is known.
 
     Returns:
         CONTINUE when it ran to its end, STOP when the reporter stopped it.
@@ -78,7 +131,11 @@ def train(config: TrialConfig, *, workspace: Workspace, reporter: Reporter, dire
         ValueError: where the configuration does not fit the model or the data.
         BrokenProof: where a phase did not train what its schedule says.
         Diverged: where the loss is no longer finite.
+        Infeasible: where even a micro-batch of one example does not fit in memory.
+        OutOfMemory: where a step does not fit, and there are several workers.
     """
+    check(config.training)
+    team = workspace.team
     setting = workspace.open(config)
     course = plan(
         config.training,
@@ -90,30 +147,66 @@ def train(config: TrialConfig, *, workspace: Workspace, reporter: Reporter, dire
         config=config,
         setting=setting,
         plan=course,
-        team=workspace.team,
+        team=team,
         reporter=reporter,
         directory=directory,
+        history=[],
+        class_weights=_class_weights(config, setting, team),
     )
+    if micro_limit is not None:
+        limits = setting.micro_limits
+        limits.update(
+            {
+                at: min(micro_limit, limits.get(at, micro_limit))
+                for at in range(-1, setting.blocks.num_blocks + 1)
+            }
+        )
+    if team.leads:
+        checkpoint.clean(directory)
     found = checkpoint.newest(directory, trial.identity)
     state = found.state if found else State(step=0, weights=setting.fresh_weights(config.seed))
-    if trial.team.leads:
+    if team.leads:
         reporter.started(_outline(trial, state.step))
-    # Its evaluation may not have reached anyone before the trial was cut off: it is told again.
-    if found and _report_evaluation(trial, found) is Verdict.STOP:
-        return Verdict.STOP
+    if found:
+        trial.history.extend(found.history)
+        # Its evaluation may not have reached anyone before the trial was cut off: it is told again.
+        if _report_evaluation(trial, found) is Verdict.STOP:
+            return Verdict.STOP
+        if _is_last(trial):
+            return Verdict.CONTINUE
     for stretch in course.stretches:
         if state.step < stretch.stop:
             verdict, state = _run_phase(trial, stretch, state)
             if verdict is Verdict.STOP:
                 return verdict
+            if trial.history and _is_last(trial):
+                break
     return Verdict.CONTINUE
 
 
 def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, State]:
-    """One phase on one engine: its steps, its evaluations, its proof."""
+    """One phase, on one engine; where that runs out of memory, on another with smaller micro-batches."""
+    boundary = suffix.boundary(stretch.phase, trial.setting.blocks, state.weights)
+    while True:
+        micro_batch = trial.micro_batch(boundary)
+        try:
+            return _run_engine(trial, stretch, state, boundary, micro_batch)
+        except _TooLarge as too_large:
+            state = too_large.state
+            if micro_batch == 1:
+                raise Infeasible(_shortage(trial, stretch)) from too_large
+            trial.setting.micro_limits[boundary] = micro_batch // 2
+
+
+def _run_engine(
+    trial: _Trial, stretch: Stretch, state: State, boundary: int, micro_batch: int
+) -> tuple[Verdict, State]:
+    """Steps, evaluations and proof of a phase on one engine."""
     training, team, blocks = trial.config.training, trial.team, trial.setting.blocks
     began = time.monotonic() - state.seconds
     module = suffix.build(stretch.phase, blocks, state.weights, dropout=training.dropout).to(team.device)
+    if training.activation_checkpointing:
+        suffix.recompute_activations(module)
     thawed = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     present = Weights(blocks, state.weights)
     before = {name: present[name] for name in thawed}
@@ -121,20 +214,18 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
         thawed,
         blocks=blocks,
         shapes={name: tensor.shape for name, tensor in before.items()},
-        ages={name: moment.steps for name, moment in state.moments.items()},
+        ages={name: slots.steps for name, slots in state.slots.items()},
         training=training,
     )
-    boundary = suffix.boundary(stretch.phase, blocks, state.weights)
     dtype = compute_dtype(training.precision)
-    frozen = None if boundary < 0 else trial.setting.prefix(boundary, dtype, team.device)
-    prefix = Prefix(module=frozen)
+    prefix = Prefix(module=None if boundary < 0 else trial.setting.prefix(boundary, dtype, team.device))
     verdict = Verdict.CONTINUE
 
     with engine(
         module,
         groups=groups,
         weights=state.weights,
-        moments=state.moments,
+        slots=state.slots,
         training=training,
         team=team,
         loss_scale=state.loss_scale,
@@ -145,27 +236,33 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
         losses: list[Tensor] = []
         factors: list[float] = []
         for step in range(state.step, stretch.stop):
-            factors.append(
-                optim.lr_factor(
-                    step,
-                    total_steps=trial.plan.total_steps,
-                    warmup_ratio=training.warmup_ratio,
-                    schedule=training.lr_schedule,
-                )
+            factor = optim.lr_factor(
+                step, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
             )
-            losses.append(_step(trial, step, live, prefix, factors[-1]))
+            try:
+                losses.append(_step(trial, step, live, prefix, factor, micro_batch))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if team.size > 1:
+                    raise OutOfMemory(micro_batch, str(error)) from error
+                raise _TooLarge(_snapshot(state, live, step, time.monotonic() - began)) from error
+            factors.append(factor)
             witness.settle()
             done = step + 1
             evaluates = done in trial.plan.evaluations
             if len(factors) == 1 or done % training.log_every == 0 or evaluates or done == stretch.stop:
-                _report_progress(
-                    trial, stretch, done, losses, [group.learning_rate * factors[-1] for group in groups]
-                )
-                losses = []
+                rates = [group.learning_rate * factor for group in groups]
+                values = _report_progress(trial, stretch, done, losses, rates)
+                for at, value in enumerate(values, done - len(values) + 1):
+                    trial.losses.append(value)
+                    if len(trial.losses) == _PATIENCE_STEPS and not any(map(math.isfinite, trial.losses)):
+                        raise Diverged(f"the training loss is {value} at step {at}")
+                losses.clear()
             if evaluates:
                 state = _snapshot(state, live, done, time.monotonic() - began)
                 verdict = _evaluate(trial, stretch, state, live, prefix)
-                if verdict is Verdict.STOP:
+                if verdict is Verdict.STOP or _is_last(trial):
                     break
                 suffix.set_modes(live.module, stretch.phase, blocks)
         else:
@@ -187,23 +284,31 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
     return verdict, state
 
 
-def _step(trial: _Trial, step: int, live: Engine, prefix: Prefix, lr_factor: float) -> Tensor:
+def _step(
+    trial: _Trial, step: int, live: Engine, prefix: Prefix, lr_factor: float, micro_batch: int
+) -> Tensor:
     """One optimizer step on one global batch. Returns this rank's part of the batch's mean loss."""
-    team, data = trial.team, trial.setting.data
+    team, data, training = trial.team, trial.setting.data, trial.config.training
     batch = trial.batch(step)
-    size = trial.config.training.micro_batch_size
-    micro_size = _MICRO_BATCH[team.device.type] if size == "auto" else size
-    rows = batches.split(batch, data.train.lengths, team.size, micro_size)
+    weight = float(len(batch))
+    if trial.class_weights is not None:
+        weight = float(trial.class_weights.cpu()[data.train.labels[batch]].sum())
+    rows = batches.split(batch, data.train.lengths, team.size, micro_batch)
     total = torch.zeros((), device=team.device)
     for index, row in enumerate(rows):
         micro = row[team.rank]
         inputs, labels = tensors(
             data.train, micro.indices, data=data, cap=trial.setting.max_length, device=team.device
         )
-        weights = torch.from_numpy(micro.weights).to(team.device)
+        real = torch.from_numpy(micro.weights).to(team.device)
         torch.manual_seed(derive(trial.config.seed, "dropout", step, index, team.rank))
-        losses = trial.setting.task.losses(live(**prefix(inputs)), labels)
-        loss = (losses * weights).sum() / len(batch)
+        losses = trial.setting.task.losses(
+            live(**prefix(inputs)),
+            labels,
+            class_weights=trial.class_weights,
+            label_smoothing=training.label_smoothing,
+        )
+        loss = (losses * real).sum() / weight
         # The engine averages gradients over the ranks, the batch's mean loss is a sum over them.
         live.backward(loss * team.size, last=index == len(rows) - 1)
         total += loss.detach()
@@ -211,11 +316,54 @@ def _step(trial: _Trial, step: int, live: Engine, prefix: Prefix, lr_factor: flo
     return total
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed: torch has a type for it on a GPU, and only words on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _shortage(trial: _Trial, stretch: Stretch) -> str:
+    stretches = trial.plan.stretches
+    bytes_needed = memory.needed(
+        memory.shape_of(trial.setting.blocks),
+        trial.config.training,
+        stretch.phase,
+        tokens=trial.setting.max_length,
+        workers=trial.team.size,
+        earlier=[other.phase for other in stretches[: stretches.index(stretch)]],
+        device="cuda" if trial.team.device.type == "cuda" else "cpu",
+    )
+    return (
+        f"phase {stretch.phase.name} does not fit in memory at a micro-batch of 1 example: "
+        f"a worker needs about {bytes_needed / 1e6:,.0f} MB"
+    )
+
+
+def _class_weights(config: TrialConfig, setting: Setting, team: Team) -> Tensor | None:
+    """Weight of each class, fp32 [C]; None where all count alike.
+
+    Raises:
+        ValueError: where a list does not have one for each class.
+    """
+    wanted, names = config.training.class_weights, setting.data.label_names
+    if wanted == "none":
+        return None
+    if wanted == "balanced":  # as scikit-learn has it: n / (C * count)
+        counts = np.bincount(setting.data.train.labels, minlength=len(names))
+        weights = len(setting.data.train) / (len(names) * np.maximum(counts, 1))
+        return torch.from_numpy(weights.astype(np.float32)).to(team.device)
+    if len(wanted) != len(names):
+        raise ValueError(
+            f"class_weights: {len(wanted)} weights for {len(names)} classes; "
+            f"give one for each of {', '.join(names)}, in this order"
+        )
+    return torch.tensor([float(w) for w in wanted], device=team.device)
+
+
 def _report_progress(
     trial: _Trial, stretch: Stretch, step: int, losses: list[Tensor], learning_rates: list[float]
-) -> None:
-    """Report the mean loss of the last steps. The only place that waits for the device."""
-    loss = float(trial.team.sum(torch.stack(losses).mean()))
+) -> list[float]:
+    """Report the mean loss of the last steps, and return each. The only place that waits for the device."""
+    values: list[float] = trial.team.sum(torch.stack(losses)).tolist()
     if trial.team.leads:
         trial.reporter.progressed(
             Progress(
@@ -225,20 +373,26 @@ def _report_progress(
                 phase=stretch.phase.name,
                 thawed=describe(stretch.phase, trial.setting.blocks.num_blocks),
                 metrics={
-                    "train/loss": loss,
+                    "train/loss": sum(values) / len(values),
                     "train/learning_rate": max(learning_rates),
                     "train/learning_rate_lowest": min(learning_rates),
                     "train/thawed_blocks": len(stretch.phase.blocks),
                 },
             )
         )
-    if not math.isfinite(loss):
-        raise Diverged(f"diverged: the training loss is {loss} at step {step}")
+    return values
 
 
 def _evaluate(trial: _Trial, stretch: Stretch, state: State, live: Engine, prefix: Prefix) -> Verdict:
-    """Evaluate and checkpoint; rank 0 reports and asks, all ranks obey."""
+    """Evaluate, and write the checkpoint meanwhile; rank 0 reports and asks, all ranks obey."""
     setting, team = trial.setting, trial.team
+    draft = checkpoint.Draft(
+        checkpoint.path_of(trial.directory, state.step),
+        state,
+        rank=team.rank,
+        ranks=team.size,
+        token=team.broadcast(uuid.uuid4().hex[:8]),
+    )
     metrics = evaluate(
         live,
         prefix,
@@ -248,33 +402,49 @@ def _evaluate(trial: _Trial, stretch: Stretch, state: State, live: Engine, prefi
         cap=setting.max_length,
         team=team,
     )
-    saved = Checkpoint(
-        path=checkpoint.path_of(trial.directory, state.step),
-        state=state,
-        phase=stretch.phase.name,
-        metrics=metrics,
-    )
+    trial.history.append(Told(step=state.step, metrics=metrics))
+    files = {name: file for part in team.gather(draft.files()) for name, file in part.items()}
+    saved = None
     if team.leads:
-        checkpoint.save(saved, trial.identity)
+        saved = draft.commit(files, trial.identity, phase=stretch.phase.name, history=trial.history)
     return _report_evaluation(trial, saved)
 
 
-def _report_evaluation(trial: _Trial, saved: Checkpoint) -> Verdict:
+def _report_evaluation(trial: _Trial, saved: Checkpoint | None) -> Verdict:
     """Rank 0 reports and asks, all ranks obey."""
     verdict = None
     if trial.team.leads:
+        assert saved is not None
         verdict = trial.reporter.evaluated(
             Evaluation(
                 step=saved.state.step,
                 examples=trial.plan.examples(saved.state.step),
                 epochs=trial.plan.evaluations[saved.state.step],
                 phase=saved.phase,
-                metrics=saved.metrics,
+                metrics=saved.history[-1].metrics,
                 checkpoint=str(saved.path),
                 seconds=saved.state.seconds,
+                last=_is_last(trial),
             )
         )
     return Verdict(trial.team.broadcast(verdict))
+
+
+def _is_last(trial: _Trial) -> bool:
+    """Whether the latest evaluation is the last one: at the end, or where early stopping ends the trial."""
+    if trial.history[-1].step >= trial.plan.total_steps:
+        return True
+    rule = trial.config.training.early_stopping
+    if rule.patience is None:
+        return False
+    sign = 1.0 if rule.goal == "maximize" else -1.0
+    values = [sign * told.metrics[rule.metric] for told in trial.history]
+    best = -math.inf
+    since = 0
+    for value in values:
+        since = 0 if value > best + rule.min_delta else since + 1
+        best = max(best, value) if since == 0 else best
+    return since >= rule.patience
 
 
 def _snapshot(state: State, live: Engine, step: int, seconds: float) -> State:
@@ -283,7 +453,7 @@ def _snapshot(state: State, live: Engine, step: int, seconds: float) -> State:
         state,
         step=step,
         weights={**state.weights, **live.weights()},
-        moments={**state.moments, **live.moments()},
+        slots={**state.slots, **live.slots()},
         loss_scale=live.loss_scale,
         seconds=seconds,
     )

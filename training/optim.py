@@ -1,4 +1,4 @@
-"""Learning rates and parameter groups: pure functions, no optimizer in sight."""
+"""Learning rates, parameter groups and optimizer state by name. Pure; the engine acts on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.config import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Tensors that share learning rate, weight decay and number of Adam steps.
+    """Tensors that share learning rate, weight decay and number of optimizer steps.
 
     ZeRO flattens a group into one tensor with one step count, so tensors that thawed at
     different times must lie in different groups to keep their own bias correction.
@@ -28,30 +28,46 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Adam's state of one tensor: first and second moment (fp32, of its shape), steps taken."""
+class Slots:
+    """An optimizer's state of one tensor."""
 
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    tensors: Mapping[str, Tensor]
+    """fp32, by torch's names: for Adam `exp_avg` and `exp_avg_sq`, of the tensor's shape."""
     steps: int
+    """Steps taken since the tensor first thawed."""
 
 
-def lr_factor(step: int, *, total_steps: int, warmup_ratio: float, schedule: str) -> float:
+def lr_factor(step: int, *, total_steps: int, phase_start: int, training: TrainingConfig) -> float:
     """Factor on the peak learning rate at optimizer step `step`, counted from 0.
 
     Rises linearly over the warm-up, whose first step is not lost at zero, then falls over
-    the rest of the trial: linearly, as half a cosine (Loshchilov & Hutter 2017), or not at
-    all. Above zero at every step before `total_steps`.
+    the rest of the trial: linearly, as half a cosine (Loshchilov & Hutter 2017), as a
+    polynomial, or not at all. Above zero at every step before `total_steps`.
+
+    Args:
+        phase_start: the step at which the present phase began; with `rewarmup_steps` the
+            learning rate rises again from there, unless it is the trial's first phase.
     """
-    warmup = math.ceil(warmup_ratio * total_steps - 1e-9)
+    warmup = training.warmup_steps
+    if warmup is None:
+        warmup = math.ceil(training.warmup_ratio * total_steps - 1e-9)
+    warmup = min(warmup, total_steps)
+    factor = _decay((step - warmup) / max(1, total_steps - warmup), training)
     if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if schedule == "linear":
+        factor = (step + 1) / warmup
+    if phase_start > 0 and step - phase_start < training.rewarmup_steps:
+        factor *= (step - phase_start + 1) / training.rewarmup_steps
+    return factor
+
+
+def _decay(progress: float, training: TrainingConfig) -> float:
+    if training.lr_schedule == "linear":
         return 1.0 - progress
-    if schedule == "cosine":
+    if training.lr_schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
-    assert schedule == "constant", schedule
+    if training.lr_schedule == "polynomial":
+        return max(0.0, 1.0 - progress) ** training.lr_power
+    assert training.lr_schedule == "constant", training.lr_schedule
     return 1.0
 
 

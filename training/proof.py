@@ -75,9 +75,7 @@ def prove(
     if silent:
         return f"phase {phase}: {_some(silent)} has no optimizer state though thawed"
     moved = [
-        name
-        for name, tensor in frozen
-        if not torch.equal(tensor.cpu(), expected[name].to(tensor.dtype).cpu())
+        name for name, tensor in frozen if not _same(tensor.cpu(), expected[name].to(tensor.dtype).cpu())
     ]
     if moved:
         return f"phase {phase}: {_some(moved)} moved though frozen"
@@ -90,6 +88,11 @@ def prove(
     if stuck:
         return f"phase {phase}: {_some(stuck)} got a gradient but did not move though thawed"
     return None
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    """Whether the bits are the same; NaN is like NaN, as in weights that diverged before they froze."""
+    return torch.equal(tensor, other) or bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def _some(names: list[str]) -> str:

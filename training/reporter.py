@@ -60,6 +60,8 @@ class Evaluation:
     checkpoint: str
     seconds: float
     """Seconds of training so far, over all processes that worked on the trial."""
+    last: bool
+    """Whether the trial ends with it."""
 
 
 class Reporter(Protocol):

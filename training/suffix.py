@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.blocks import Blocks
 from training.schedules import Phase
@@ -55,6 +57,19 @@ def build(phase: Phase, blocks: Blocks, own: Mapping[str, Tensor], *, dropout: f
         if dropout is not None and isinstance(child, nn.Dropout):
             child.p = dropout
     return module
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Make the blocks of a suffix that train compute their activations again in the backward pass.
+
+    Transformers' own switch looks for token embeddings, and for blocks; a suffix may have neither.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for child in module.modules():
+        if isinstance(child, GradientCheckpointingLayer):
+            child._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            child.gradient_checkpointing = True
 
 
 def set_modes(module: nn.Module, phase: Phase, blocks: Blocks) -> None:

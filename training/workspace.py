@@ -35,6 +35,8 @@ class Setting:
     fingerprint: str
     """Names, shapes and contents of the pretrained weights, as hex."""
     prefixes: dict[tuple[int, torch.dtype], nn.Module] = field(default_factory=dict)
+    micro_limits: dict[int, int] = field(default_factory=dict)
+    """Boundary -> largest micro-batch that is not known to run out of memory, on this gang."""
 
     def prefix(self, boundary: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The frozen blocks below `boundary`, built once for a gang."""

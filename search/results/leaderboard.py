@@ -22,6 +22,7 @@ STATE_STYLES = {
     TrialState.PRUNED: "dim",
     TrialState.COMPLETE: "green",
     TrialState.FAILED: "red",
+    TrialState.DIVERGED: "yellow",
     TrialState.INFEASIBLE: "yellow",
 }
 

@@ -121,6 +121,7 @@ def evaluation(directory: Path, record: TrialRecord, epochs: float, value: float
     (checkpoint / "weights").write_text("w")
     return Evaluation(
         step=round(100 * epochs),
+        last=False,
         examples=round(1600 * epochs),
         epochs=epochs,
         phase="full",

@@ -157,3 +157,22 @@ def test_storage_is_a_directory_of_this_machine(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(ValueError, match=r"^--storage: must not be empty"):
             local_storage(empty)
     assert os.listdir(tmp_path) == []
+
+
+def test_early_stopping_on_a_metric_that_is_not_reported(tmp_path: Path) -> None:
+    stopping = {"patience": 1, "metric": "eval/acuracy"}
+    (problem,) = problems(spec(tmp_path, training={"epochs": 1, "early_stopping": stopping}))
+    assert problem.startswith("training.early_stopping.metric: ")
+    assert problem.endswith("did you mean eval/accuracy?")
+
+
+def test_an_optimizer_that_zero_would_cut_apart(tmp_path: Path) -> None:
+    optimizer = {"values": ["adamw", "adafactor"]}
+    (problem,) = problems(
+        spec(
+            tmp_path,
+            {"learning_rate": {"min": 1e-5, "max": 1e-3}, "optimizer": optimizer},
+            training={"epochs": 1, "zero": {"stage": 2}},
+        )
+    )
+    assert "zero.stage: 2 cuts matrices apart" in problem

@@ -213,7 +213,8 @@ def test_short_forms() -> None:
         ),
         (
             {"parameters__lr_schedule": {"min": 1, "max": 3}},
-            "parameters.lr_schedule: takes one of linear, cosine, constant; list what to try under values",
+            "parameters.lr_schedule: takes one of linear, cosine, constant, polynomial; "
+            "list what to try under values",
         ),
         (
             {"parameters__zero__stage": {"min": 2, "max": 4}},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,38 +13,50 @@ from safetensors.torch import load_file
 from tests.training.conftest import MakeTrial, assert_same
 from training import checkpoint
 from training.checkpoint import (
-    Checkpoint,
     CheckpointError,
     DamagedCheckpoint,
+    Draft,
     Identity,
     State,
+    Told,
+    clean,
     load_weights,
     newest,
     path_of,
     read_manifest,
-    save,
 )
-from training.config import ZeroConfig
-from training.optim import Moments
+from training.config import EarlyStoppingConfig, ZeroConfig
+from training.optim import Slots
 
+WEIGHTS = "weights-00000-of-00001.safetensors"
+SLOTS = "slots-00000-of-00001.safetensors"
 MINE = Identity(model="m", data="d", settings="s")
 
 
 def state(step: int = 3, width: int = 4) -> State:
     draw = torch.Generator().manual_seed(step)
     weights = {name: torch.randn(width, 3, generator=draw) for name in ("a.weight", "head.bias")}
-    moment = Moments(
-        exp_avg=torch.randn(width, 3, generator=draw),
-        exp_avg_sq=torch.rand(width, 3, generator=draw),
-        steps=2,
-    )
-    return State(step=step, weights=weights, moments={"a.weight": moment}, loss_scale=512.0, seconds=1.25)
+    kept = {
+        "exp_avg": torch.randn(width, 3, generator=draw),
+        "exp_avg_sq": torch.rand(width, 3, generator=draw),
+    }
+    slots = {"a.weight": Slots(tensors=kept, steps=2)}
+    return State(step=step, weights=weights, slots=slots, loss_scale=512.0, seconds=1.25)
 
 
-def write(directory: Path, step: int = 3, identity: Identity = MINE) -> Path:
+HISTORY = [
+    Told(step=1, metrics={"eval/accuracy": 0.5, "eval/loss": float("nan")}),
+    Told(step=3, metrics={"eval/accuracy": 0.1 + 0.2, "eval/loss": 1.0}),
+]
+
+
+def write(directory: Path, step: int = 3, ranks: int = 1, made: State | None = None) -> Path:
+    """A checkpoint as `ranks` ranks write it together."""
+    made = made or state(step)
     path = path_of(directory, step)
-    metrics = {"eval/accuracy": 0.1 + 0.2, "eval/loss": float("nan")}
-    save(Checkpoint(path=path, state=state(step), phase="head", metrics=metrics), identity)
+    drafts = [Draft(path, made, rank=rank, ranks=ranks, token="t") for rank in range(ranks)]
+    files = {name: file for draft in drafts for name, file in draft.files().items()}
+    drafts[0].commit(files, MINE, phase="head", history=HISTORY)
     return path
 
 
@@ -54,32 +67,32 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found is not None
     assert (found.path, found.phase, found.state.step) == (path, "head", 3)
     assert (found.state.loss_scale, found.state.seconds) == (512.0, 1.25)
-    assert found.metrics["eval/accuracy"] == 0.1 + 0.2
+    assert [told.step for told in found.history] == [1, 3]
+    assert found.history[1] == HISTORY[1]
+    assert found.history[0].metrics["eval/accuracy"] == 0.5
+    assert math.isnan(found.history[0].metrics["eval/loss"])
     assert_same(found.state.weights, state().weights)
-    (name, moment), *rest = found.state.moments.items()
-    expected = state().moments["a.weight"]
-    assert (name, moment.steps, rest) == ("a.weight", 2, [])
-    assert torch.equal(moment.exp_avg, expected.exp_avg)
-    assert torch.equal(moment.exp_avg_sq, expected.exp_avg_sq)
+    (name, slots), *rest = found.state.slots.items()
+    assert (name, slots.steps, rest) == ("a.weight", 2, [])
+    assert_same(slots.tensors, state().slots["a.weight"].tensors)
     assert_same(load_weights(path, "m"), state().weights)
 
 
 def test_files_are_safetensors_and_a_manifest(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert {file.name for file in path.iterdir()} == {
-        "manifest.json", "weights.safetensors", "moments.safetensors"
+        "manifest.json", WEIGHTS, SLOTS
     }  # fmt: skip
-    assert set(load_file(path / "weights.safetensors")) == {"a.weight", "head.bias"}
-    assert set(load_file(path / "moments.safetensors")) == {"exp_avg/a.weight", "exp_avg_sq/a.weight"}
+    assert set(load_file(path / WEIGHTS)) == {"a.weight", "head.bias"}
+    assert set(load_file(path / SLOTS)) == {"exp_avg/a.weight", "exp_avg_sq/a.weight"}
     assert [item.name for item in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_bytes_are_in_proportion_to_what_thawed(tmp_path: Path) -> None:
     sizes = []
     for step, width in ((1, 10), (2, 10_000)):
-        made = Checkpoint(path=path_of(tmp_path, step), state=state(step, width), phase="head", metrics={})
-        save(made, MINE)
-        sizes.append(sum(file.stat().st_size for file in made.path.iterdir()))
+        path = write(tmp_path, made=state(step, width), step=step)
+        sizes.append(sum(file.stat().st_size for file in path.iterdir()))
     # Two weights and two moments of width x 3 floats, and little more.
     assert sizes[0] < 4 * 10 * 3 * 4 + 2_500
     assert sizes[1] < 4 * 10_000 * 3 * 4 + 2_500
@@ -111,7 +124,62 @@ def test_one_that_was_cut_off_is_not_picked_up(tmp_path: Path, monkeypatch: pyte
         assert found is not None
         assert found.state.step == 3
     write(tmp_path, 6)  # what lies about is no hindrance
+    clean(tmp_path)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["step-00000003", "step-00000006"]
+
+
+def test_ranks_write_their_shares(tmp_path: Path) -> None:
+    path = write(tmp_path, ranks=2)
+    assert {file.name for file in path.iterdir()} == {
+        "manifest.json",
+        *(f"{kind}-{rank:05d}-of-00002.safetensors" for kind in ("weights", "slots") for rank in (0, 1)),
+    }
+    shares = [set(load_file(path / f"weights-{rank:05d}-of-00002.safetensors")) for rank in (0, 1)]
+    assert sorted(map(sorted, shares)) == [["a.weight"], ["head.bias"]]
+    found = newest(tmp_path, MINE)
+    assert found is not None
+    assert_same(found.state.weights, state().weights)
+    assert found.state.slots.keys() == {"a.weight"}
+    assert_same(found.state.slots["a.weight"].tensors, state().slots["a.weight"].tensors)
+    # A share that is lost is missed.
+    (path / "weights-00001-of-00002.safetensors").unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"weights-00001-of-00002.safetensors: cannot be read"):
+        load_weights(path, "m")
+
+
+def test_nothing_counts_until_it_is_committed(tmp_path: Path) -> None:
+    path = path_of(tmp_path, 3)
+    draft = Draft(path, state(), rank=0, ranks=1, token="t")
+    files = draft.files()
+    assert set(files) == {WEIGHTS, SLOTS}
+    assert newest(tmp_path, MINE) is None
+    assert not path.exists()
+    made = draft.commit(files, MINE, phase="head", history=HISTORY)
+    found = newest(tmp_path, MINE)
+    assert found is not None
+    assert (made.path, made.phase, made.state.step) == (path, "head", found.state.step)
+
+
+def test_a_draft_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    draft = Draft(path_of(tmp_path, 3), state(), rank=0, ranks=1, token="t")
+    with pytest.raises(OSError, match="no space left on device"):
+        draft.files()
+    assert newest(tmp_path, MINE) is None
+
+
+def test_clean_removes_what_was_left(tmp_path: Path) -> None:
+    kept = write(tmp_path, 3)
+    Draft(path_of(tmp_path, 6), state(6), rank=0, ranks=1, token="dead").files()
+    (tmp_path / "notes.txt").touch()
+    assert len(list(tmp_path.iterdir())) == 3
+    clean(tmp_path)
+    assert {item.name for item in tmp_path.iterdir()} == {kept.name, "notes.txt"}
+    assert newest(tmp_path, MINE) is not None
+    clean(tmp_path / "absent")
 
 
 def truncate(file: Path) -> None:
@@ -124,7 +192,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "moments.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", [WEIGHTS, SLOTS, "manifest.json"])
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, lambda file: file.write_bytes(b"")])
 @pytest.mark.filterwarnings("ignore:no usable checkpoint")
 def test_damage_is_seen_and_the_one_before_is_used(name: str, damage: object, tmp_path: Path) -> None:
@@ -136,12 +204,12 @@ def test_damage_is_seen_and_the_one_before_is_used(name: str, damage: object, tm
     assert found.state.step == 3
     shutil.rmtree(path_of(tmp_path, 3))
     assert newest(tmp_path, MINE) is None
-    if name != "moments.safetensors":
+    if name != SLOTS:
         with pytest.raises(DamagedCheckpoint, match=r"step-00000006.*(cut short|cannot be read|altered)"):
             load_weights(path, "m")
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"format"', "\x00\x01", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"format"', "\x00\x01", '{"format": 2}'])
 def test_a_manifest_that_is_garbage(text: str, tmp_path: Path) -> None:
     path = write(tmp_path)
     (path / "manifest.json").write_text(text)
@@ -167,7 +235,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path)
     whole = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**whole, "format": 99}))
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 1") as error:
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 2") as error:
         newest(tmp_path, MINE)
     assert not isinstance(error.value, DamagedCheckpoint)
 
@@ -185,7 +253,7 @@ def test_a_foreign_one_is_refused(part: str, tmp_path: Path) -> None:
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     path = write(tmp_path)
-    torch.save({"a.weight": torch.zeros(3)}, path / "weights.safetensors")
+    torch.save({"a.weight": torch.zeros(3)}, path / WEIGHTS)
     with pytest.raises(DamagedCheckpoint):
         load_weights(path, "m")
 
@@ -198,10 +266,19 @@ def test_identity_is_of_what_the_mathematics_depends_on(make_trial: MakeTrial) -
         return checkpoint.identity(replace(config, training=training), model="m", data="d")
 
     assert of(zero=ZeroConfig(stage=3)) == of(micro_batch_size=3) == of(log_every=1) == of()
+    assert of(activation_checkpointing=True) == of()
     for key, value in asdict(config.training).items():
-        if key not in {"zero", "micro_batch_size", "log_every", "unfreezing"}:
-            changed = {"lr_schedule": "constant", "precision": "bf16", "dropout": 0.3}.get(key)
-            assert of(**{key: value + 1 if changed is None else changed}) != of(), key
+        if key not in {"zero", "micro_batch_size", "activation_checkpointing", "log_every", "unfreezing"}:
+            changed = {
+                "class_weights": "balanced",
+                "dropout": 0.3,
+                "early_stopping": EarlyStoppingConfig(patience=1),
+                "lr_schedule": "constant",
+                "optimizer": "sgd",
+                "precision": "bf16",
+                "warmup_steps": 0,
+            }
+            assert of(**{key: changed[key] if key in changed else value + 1}) != of(), key
     assert of(unfreezing=replace(config.training.unfreezing, depth=2)) != of()
     other = checkpoint.identity(replace(config, seed=6), model="m", data="d")
     assert other.settings != of().settings

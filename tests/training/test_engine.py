@@ -19,7 +19,7 @@ from training import optim, suffix
 from training.blocks import Blocks
 from training.config import TrainingConfig, ZeroConfig
 from training.engine import compute_dtype, effective_stage, engine
-from training.optim import Moments
+from training.optim import Slots
 from training.prefix import Prefix
 from training.schedules import Phase
 from training.suffix import Weights
@@ -47,13 +47,14 @@ def settings(stage: int = 0, precision: str = "fp32", **other: Any) -> TrainingC
         learning_rate=1e-2,
         layerwise_lr_decay=0.7,
         weight_decay=0.1,
+        momentum=0.8,
         adam_beta2=0.99,
         # The gradient of a key's bias is zero but for rounding, which Adam would blow up to full steps.
         adam_epsilon=EPSILON,
         # Gradients of the tiny model are some way above and below it.
         max_grad_norm=other.pop("max_grad_norm", 1.5),
         precision=precision,  # type: ignore[arg-type]
-        zero=ZeroConfig(stage=stage),  # type: ignore[arg-type]
+        zero=ZeroConfig(stage=stage, offload=other.pop("offload", "none")),  # type: ignore[arg-type]
         **other,
     )
 
@@ -74,17 +75,20 @@ def factor(step: int) -> float:
 @dataclass
 class Outcome:
     weights: dict[str, Tensor] = field(default_factory=dict)
-    moments: dict[str, Moments] = field(default_factory=dict)
+    slots: dict[str, Slots] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 
-    def first(self) -> dict[str, Tensor]:
-        return {name: moment.exp_avg for name, moment in self.moments.items()}
-
-    def second(self) -> dict[str, Tensor]:
-        return {name: moment.exp_avg_sq for name, moment in self.moments.items()}
+    def kept(self, kind: str | None = None) -> dict[str, Tensor]:
+        """The optimizer's state tensors, of one kind or of all."""
+        return {
+            f"{key}/{name}": tensor
+            for name, slots in self.slots.items()
+            for key, tensor in slots.tensors.items()
+            if kind in (None, key)
+        }
 
     def steps(self) -> dict[str, int]:
-        return {name: moment.steps for name, moment in self.moments.items()}
+        return {name: slots.steps for name, slots in self.slots.items()}
 
 
 def depth_of(name: str) -> int:
@@ -95,15 +99,18 @@ def depth_of(name: str) -> int:
 
 
 def reference(phases: Sequence[Phase], training: TrainingConfig) -> Outcome:
-    """One Adam over the whole run, one parameter a group, the whole model at once."""
+    """One optimizer over the whole run, one parameter a group, the whole model at once."""
     model = tiny_model().eval()
     named = dict(model.named_parameters())
     rates = {name: training.learning_rate * 0.7 ** max(0, depth_of(name)) for name in named}
-    adam = torch.optim.AdamW(
-        [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in named.values()],
-        betas=(0.9, 0.99),
-        eps=EPSILON,
-    )
+    groups = [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in named.values()]
+    optimizer: torch.optim.Optimizer
+    if training.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=EPSILON)
+    elif training.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.8)
+    else:
+        optimizer = torch.optim.Adafactor(groups)
     outcome = Outcome()
     for number, phase in enumerate(phases):
         units = {BLOCKS - 1 - block for block in phase.blocks}
@@ -111,22 +118,20 @@ def reference(phases: Sequence[Phase], training: TrainingConfig) -> Outcome:
         for name, parameter in named.items():
             parameter.requires_grad_(depth_of(name) in units)
         for step in range(number * STEPS, (number + 1) * STEPS):
-            adam.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             inputs, labels = batch_of(step)
             loss = cross_entropy(model(**inputs).logits, labels)
             loss.backward()
             if training.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            for group, name in zip(adam.param_groups, named, strict=True):
+            for group, name in zip(optimizer.param_groups, named, strict=True):
                 group["lr"] = rates[name] * factor(step)
-            adam.step()
+            optimizer.step()
             outcome.losses.append(loss.item())
     for name, parameter in named.items():
-        if state := adam.state.get(parameter):
+        if state := dict(optimizer.state.get(parameter, {})):
             outcome.weights[name] = parameter.detach()
-            outcome.moments[name] = Moments(
-                exp_avg=state["exp_avg"], exp_avg_sq=state["exp_avg_sq"], steps=int(state["step"])
-            )
+            outcome.slots[name] = Slots(steps=int(state.pop("step", 0)), tensors=state)
     return outcome
 
 
@@ -141,10 +146,10 @@ def drive(
     blocks = Blocks(tiny_model())
     outcome = Outcome()
     for number, phase in enumerate(phases):
-        own, moments = outcome.weights, outcome.moments
+        own, slots = outcome.weights, outcome.slots
         module = suffix.build(phase, blocks, own, dropout=0.0).to(team.device)
         shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
-        ages = {name: moment.steps for name, moment in moments.items()}
+        ages = {name: slot.steps for name, slot in slots.items()}
         groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages=ages, training=training)
         boundary = suffix.boundary(phase, blocks, own)
         below = None if boundary < 0 else blocks.prefix(boundary, compute_dtype(training.precision))
@@ -153,22 +158,19 @@ def drive(
             module,
             groups=groups,
             weights=own,
-            moments=moments,
+            slots=slots,
             training=training,
             team=team,
             loss_scale=loss_scale,
         ) as live:
             present = Weights(blocks, own)
             assert_same(live.weights(), {name: present[name] for name in shapes})
-            before = live.moments()
-            assert {name: moment.steps for name, moment in before.items()} == {
-                n: ages.get(n, 0) for n in shapes
-            }
-            for name, moment in before.items():
-                zero = torch.zeros(shapes[name])
-                carried = moments.get(name, Moments(exp_avg=zero, exp_avg_sq=zero, steps=0))
-                assert torch.equal(moment.exp_avg, carried.exp_avg), name
-                assert torch.equal(moment.exp_avg_sq, carried.exp_avg_sq), name
+            before = live.slots()
+            assert {name: slot.steps for name, slot in before.items()} == {n: ages.get(n, 0) for n in shapes}
+            for name, slot in before.items():
+                empty = {} if training.optimizer == "adafactor" else slot.tensors
+                fresh = {key: torch.zeros(shapes[name]) for key in empty}
+                assert_same(slot.tensors, slots[name].tensors if name in slots else fresh)
             suffix.set_modes(live.module, phase, blocks)
             for step in range(number * STEPS, (number + 1) * STEPS):
                 loss = torch.zeros((), device=team.device)
@@ -189,7 +191,7 @@ def drive(
             assert set(frozen) == names - set(shapes)
             low = {name: p.detach().float().cpu() for name, p in live.module.named_parameters()}
             outcome.weights = {**own, **live.weights()}
-            outcome.moments = {**moments, **live.moments()}
+            outcome.slots = {**slots, **live.slots()}
             if training.zero.stage < 3:  # what computes is what is kept, at its precision
                 for name in shapes:
                     assert torch.equal(low[name], outcome.weights[name].to(dtype).float()), name
@@ -205,8 +207,7 @@ def assert_agrees(outcome: Outcome, expected: Outcome, atol: float) -> None:
     assert outcome.losses == pytest.approx(expected.losses, abs=atol)
     assert outcome.steps() == expected.steps()
     assert largest_difference(outcome.weights, expected.weights) < atol
-    assert largest_difference(outcome.first(), expected.first()) < atol
-    assert largest_difference(outcome.second(), expected.second()) < atol
+    assert largest_difference(outcome.kept(), expected.kept()) < atol
 
 
 def cases(stages: Sequence[int], precision: str = "fp32") -> list[tuple[Any, ...]]:
@@ -272,7 +273,7 @@ def compare_two_workers(pair: Crew, some: Sequence[tuple[Any, ...]]) -> Iterator
     first, second = pair.run(drive_all, some)
     for case, outcome, other in zip(some, first, second, strict=True):
         assert_same(other.weights, outcome.weights)
-        assert_same(other.first(), outcome.first())
+        assert_same(other.kept(), outcome.kept())
         assert other.losses == outcome.losses
         yield outcome, reference(*case[:2])
 
@@ -296,16 +297,61 @@ def test_two_workers_agree_with_plain_torch_whatever_the_settings(pair: Crew) ->
         assert_agrees(outcome, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("phases", [GROWING, WANDERING], ids=["growing", "wandering"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_sgd_agrees_with_plain_torch(stage: int, phases: Sequence[Phase], team: Team) -> None:
+    training = settings(stage, optimizer="sgd")
+    expected = reference(phases, training)
+    assert set(expected.kept("momentum_buffer")) == set(expected.kept())
+    assert_agrees(drive(team, phases, training, 3), expected, atol=1e-6)
+
+
+def test_sgd_on_two_workers_agrees_with_plain_torch(pair: Crew) -> None:
+    some = [(WANDERING, settings(stage, optimizer="sgd"), 1) for stage in STAGES]
+    for outcome, expected in compare_two_workers(pair, some):
+        assert_agrees(outcome, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("phases", [GROWING, WANDERING], ids=["growing", "wandering"])
+def test_adafactor_agrees_with_plain_torch(phases: Sequence[Phase], team: Team) -> None:
+    training = settings(0, optimizer="adafactor", max_grad_norm=0.0)
+    expected = reference(phases, training)
+    assert any(key.startswith("row_var/") for key in expected.kept())
+    assert_agrees(drive(team, phases, training, 1), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+)
+def test_offload_agrees_with_plain_torch(stage: int, offload: str, team: Team) -> None:
+    """DeepSpeed's Adam for the CPU is compiled at its first use ever."""
+    for phases in (GROWING, WANDERING):
+        training = settings(stage, offload=offload)
+        assert_agrees(drive(team, phases, training, 3), reference(phases, training), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_offload_on_two_workers_agrees_with_plain_torch(pair: Crew) -> None:
+    some = [
+        (WANDERING, settings(stage, offload=offload), 1)
+        for stage, offload in ((1, "optimizer"), (2, "optimizer"), (3, "parameters"))
+    ]
+    for outcome, expected in compare_two_workers(pair, some):
+        assert_agrees(outcome, expected, atol=1e-6)
+
+
 def assert_close(outcome: Outcome, expected: Outcome, precision: str) -> None:
     assert outcome.losses == pytest.approx(expected.losses, rel=2e-2)
     assert outcome.steps() == expected.steps()
     assert largest_difference(outcome.weights, expected.weights) < 1e-2
-    moments = torch.cat([tensor.flatten() for tensor in expected.first().values()])
-    ours = torch.cat([outcome.first()[name].flatten() for name in expected.first()])
+    wanted = expected.kept("exp_avg")
+    moments = torch.cat([tensor.flatten() for tensor in wanted.values()])
+    ours = torch.cat([outcome.kept()[name].flatten() for name in wanted])
     assert torch.nn.functional.cosine_similarity(ours, moments, dim=0) > 0.99
     # Kept in fp32, not in what computes.
     dtype = compute_dtype(precision)
-    for name, tensor in (*outcome.weights.items(), *outcome.second().items()):
+    for name, tensor in (*outcome.weights.items(), *outcome.kept("exp_avg_sq").items()):
         assert tensor.dtype == torch.float32
         if tensor.numel() > 10:
             assert not torch.equal(tensor, tensor.to(dtype).float()), name
@@ -346,7 +392,7 @@ def test_fp16_skips_a_step_that_overflows_and_carries_its_scale(team: Team, stag
         shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
         groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
         return engine(
-            module, groups=groups, weights={}, moments={}, training=training, team=team, loss_scale=scale
+            module, groups=groups, weights={}, slots={}, training=training, team=team, loss_scale=scale
         )
 
     prefix = Prefix(module=blocks.prefix(BLOCKS, torch.float16))
@@ -360,14 +406,14 @@ def test_fp16_skips_a_step_that_overflows_and_carries_its_scale(team: Team, stag
         assert live.skipped_steps == 2
         assert live.loss_scale == 512.0
         assert_same(live.weights(), before)
-        assert {moment.steps for moment in live.moments().values()} == {0}
+        assert {slot.steps for slot in live.slots().values()} == {0}
         scale = live.loss_scale
     with start(scale) as live:
         assert live.loss_scale == 512.0
         live.backward(cross_entropy(live(**prefix(inputs)).float(), labels), last=True)
         live.step(1.0)
         assert live.skipped_steps == 0
-        assert {moment.steps for moment in live.moments().values()} == {1}
+        assert {slot.steps for slot in live.slots().values()} == {1}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -378,7 +424,7 @@ def test_masters_start_from_fp32_values_whatever_the_module_is_in(team: Team, st
     module = suffix.build(GROWING[0], blocks, own, dropout=None).to(torch.bfloat16)
     shapes = {name: tensor.shape for name, tensor in own.items()}
     groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
-    with engine(module, groups=groups, weights=own, moments={}, training=training, team=team) as live:
+    with engine(module, groups=groups, weights=own, slots={}, training=training, team=team) as live:
         assert_same(live.weights(), own)
 
 
@@ -395,7 +441,7 @@ def drive_three_classes(team: Team) -> None:
         shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
         assert sum(shape.numel() for shape in shapes.values()) % 2
         groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
-        with engine(module, groups=groups, weights={}, moments={}, training=training, team=team) as live:
+        with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
             assert_same(live.weights(), {name: Weights(blocks, {})[name] for name in shapes})
 
 
@@ -408,7 +454,7 @@ def test_an_engine_is_closed_whatever_happens(team: Team) -> None:
     groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
 
     def fail(module: Any) -> None:
-        with engine(module, groups=groups, weights={}, moments={}, training=training, team=team):
+        with engine(module, groups=groups, weights={}, slots={}, training=training, team=team):
             raise KeyError("something else")
 
     with pytest.raises(KeyError, match="something else") as caught:

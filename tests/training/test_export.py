@@ -88,7 +88,7 @@ def test_a_checkpoint_that_cannot_be_used(
 ) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         export(config, tmp_path / "absent", tmp_path / "out")
-    (Path(evaluation.checkpoint) / "weights.safetensors").write_bytes(b"")
+    (Path(evaluation.checkpoint) / "weights-00000-of-00001.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cut short or altered"):
         export(config, Path(evaluation.checkpoint), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))

@@ -2,7 +2,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.conftest import tiny_model
@@ -15,13 +15,25 @@ SHAPES = {name: parameter.shape for name, parameter in BLOCKS.model.named_parame
 
 
 def factors(total: int, warmup_ratio: float, schedule: str) -> list[float]:
+    training = TrainingConfig(warmup_ratio=warmup_ratio, lr_schedule=schedule)  # type: ignore[arg-type]
+    return course(total, training)
+
+
+def course(total: int, training: TrainingConfig, *starts: int) -> list[float]:
+    """Factors of a trial whose later phases begin at `starts`."""
     return [
-        lr_factor(step, total_steps=total, warmup_ratio=warmup_ratio, schedule=schedule)
+        lr_factor(
+            step,
+            total_steps=total,
+            phase_start=max(start for start in (0, *starts) if start <= step),
+            training=training,
+        )
         for step in range(total)
     ]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "polynomial"])
+@settings(deadline=None)
 @given(total=st.integers(1, 300), ratio=st.floats(0, 0.99))
 def test_rises_then_falls_and_is_never_zero(schedule: str, total: int, ratio: float) -> None:
     values = factors(total, ratio, schedule)
@@ -39,6 +51,40 @@ def test_shapes() -> None:
         [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]
     )
     assert factors(4, 0.5, "constant") == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_polynomial_decay() -> None:
+    training = TrainingConfig(warmup_ratio=0.0, lr_schedule="polynomial", lr_power=3.0)
+    assert course(4, training) == [1.0, 0.75**3, 0.5**3, 0.25**3]
+    assert course(4, TrainingConfig(warmup_ratio=0.0, lr_schedule="polynomial")) == [
+        1.0,
+        0.5625,
+        0.25,
+        0.0625,
+    ]
+
+
+def test_warm_up_by_steps_takes_the_place_of_the_ratio() -> None:
+    training = TrainingConfig(warmup_ratio=0.9, warmup_steps=4, lr_schedule="constant")
+    assert course(8, training) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+    training = TrainingConfig(warmup_ratio=0.9, warmup_steps=0, lr_schedule="constant")
+    assert course(3, training) == [1.0] * 3
+    # Longer than the trial: it rises to the end.
+    training = TrainingConfig(warmup_steps=100, lr_schedule="linear")
+    assert course(4, training) == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_rewarm_up_after_each_thaw() -> None:
+    training = TrainingConfig(warmup_steps=2, rewarmup_steps=4, lr_schedule="constant")
+    assert course(12, training, 3, 8) == [
+        0.5, 1.0, 1.0,  # the first phase has the warm-up alone
+        0.25, 0.5, 0.75, 1.0, 1.0,
+        0.25, 0.5, 0.75, 1.0,
+    ]  # fmt: skip
+    # On top of the schedule, which goes on underneath.
+    training = TrainingConfig(warmup_steps=0, rewarmup_steps=2, lr_schedule="linear")
+    assert course(4, training, 2) == [1.0, 0.75, 0.25, 0.25]
+    assert course(4, TrainingConfig(warmup_steps=0), 2) == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_the_warm_up_has_as_many_steps_as_its_ratio_says() -> None:

@@ -79,11 +79,20 @@ class SequenceClassification:
 
         return AutoModelForSequenceClassification
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def losses(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """Cross-entropy of each example, in float32."""
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(logits.float(), labels, reduction="none")
+        return cross_entropy(
+            logits.float(), labels, class_weights, reduction="none", label_smoothing=label_smoothing
+        )
 
     def compute(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Mean cross-entropy, accuracy, macro F1 and Matthews correlation (scikit-learn's)."""

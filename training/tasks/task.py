@@ -64,8 +64,19 @@ class Task(Protocol):
     def model_class(self) -> Any:
         """The transformers auto class whose `from_pretrained` makes the model."""
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """float32 [B], the loss of each example, from logits [B, C] and labels int64 [B]."""
+    def losses(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """float32 [B], the loss of each example, from logits [B, C] and labels int64 [B].
+
+        With `class_weights` float32 [C], each is to be divided by the sum of the labels' weights.
+        """
+        ...
 
     def compute(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """`metrics` over an evaluation set: logits [N, C], labels int64 [N]."""
