@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from training import batches, checkpoint, memory, optim, suffix
 from training.checkpoint import Checkpoint, State, Told
-from training.config import TrialConfig
+from training.config import TrainingConfig, TrialConfig
 from training.engine import Engine, compute_dtype, engine
 from training.evaluate import evaluate, tensors
-from training.optimizers import check
+from training.optimizers import OPTIMIZERS, check
 from training.plan import Plan, Stretch, plan
 from training.prefix import Prefix
 from training.proof import BrokenProof, Witness, prove
@@ -34,6 +35,7 @@ _MICRO_BATCH = {"cpu": 32, "cuda": 64}
 
 # Losses in a row that are not finite before a trial counts as diverged.
 _PATIENCE_STEPS = 3
+_UNCANCELLED = 2.0**-6
 
 
 class Diverged(RuntimeError):
@@ -275,7 +277,7 @@ def _run_engine(
             before=before,
             after=state.weights,
             with_gradient=set().union(*team.gather(witness.seen)),
-            step_size={name: group.learning_rate * max(factors) for group in groups for name in group.names},
+            step_size=_step_sizes(groups, max(factors), witness, training),
             touched=set().union(*team.gather(trial.setting.touched())),
         )
         for finding in team.gather(broken):
@@ -314,6 +316,17 @@ def _step(
         total += loss.detach()
     live.step(lr_factor)
     return total
+
+
+def _step_sizes(
+    groups: Sequence[optim.Group], lr_factor: float, witness: Witness, training: TrainingConfig
+) -> dict[str, float]:
+    """How far the largest step moved each thawed tensor, at least, as far as is known."""
+    rates = {name: group.learning_rate * lr_factor for group in groups for name in group.names}
+    if OPTIMIZERS[training.optimizer].normalises:
+        return rates
+    # Other micro-batches and ranks may have cancelled nearly all of what this one saw.
+    return {name: rate * witness.largest.get(name, 0.0) * _UNCANCELLED for name, rate in rates.items()}
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -23,6 +23,8 @@ class Optimizer:
     they have other shapes, and the optimizer makes them itself at the first step."""
     counts: bool = True
     """Whether it counts the steps of each tensor."""
+    normalises: bool = True
+    """Whether its steps are of the size of the learning rate, however small the gradient."""
     shards: bool = True
     """Whether it treats every element by itself, so that ZeRO may flatten and cut its tensors."""
 
@@ -47,7 +49,7 @@ def _adafactor(groups: ParameterGroups, training: TrainingConfig) -> torch.optim
 OPTIMIZERS: Mapping[str, Optimizer] = {
     # Kingma & Ba 2015; Loshchilov & Hutter 2019.
     "adamw": Optimizer(build=_adamw, state=("exp_avg", "exp_avg_sq")),
-    "sgd": Optimizer(build=_sgd, state=("momentum_buffer",), counts=False),
+    "sgd": Optimizer(build=_sgd, state=("momentum_buffer",), counts=False, normalises=False),
     # Shazeer & Stern 2018: factors each matrix's second moment, so a matrix must stay whole.
     "adafactor": Optimizer(build=_adafactor, state=None, shards=False),
 }

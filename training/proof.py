@@ -23,6 +23,8 @@ class Witness:
 
     def __init__(self, module: nn.Module) -> None:
         self.seen: set[str] = set()
+        self.largest: dict[str, float] = {}
+        """Largest absolute value of each tensor's gradients while it was watched."""
         self._handles = {
             name: parameter.register_hook(self._hook(name))
             for name, parameter in module.named_parameters()
@@ -36,8 +38,10 @@ class Witness:
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def see(gradient: Tensor) -> None:
-            if bool(gradient.count_nonzero()):
+            largest = float(gradient.abs().max())
+            if largest != 0:  # also where it is not a number
                 self.seen.add(name)
+                self.largest[name] = max(largest, self.largest.get(name, 0.0))
 
         return see
 

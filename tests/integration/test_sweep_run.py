@@ -112,3 +112,23 @@ def test_a_trial_that_fails_leaves_the_gang_to_the_next(
     for trial in trials:
         assert (trial.state is TrialState.FAILED) == (len(trial.params["unfreezing.points"]) == 1)
         assert trial.state is TrialState.COMPLETE or "points" in str(trial.error)
+
+
+def test_a_trial_that_diverges_is_no_crash(make_spec: Make, run_sweep: Run, tmp_path: Path) -> None:
+    spec = make_spec(
+        training={"epochs": 1, "batch_size": 8, "optimizer": "sgd"},
+        # Weights whose sum is beyond fp32: the loss is infinity over infinity.
+        parameters={"class_weights": {"values": ["none", [1e38, 1e38]]}},
+        search={
+            "metric": {"name": "eval/accuracy", "goal": "maximize"},
+            "sampler": "random",
+            "scheduler": "none",
+            "trials": 4,
+            "seed": 0,
+        },
+    )
+    trials = run_sweep(spec, tmp_path / "runs").read().trials()
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.DIVERGED}
+    for trial in trials:
+        assert (trial.state is TrialState.DIVERGED) == (trial.params["class_weights"] != "none")
+        assert trial.state is TrialState.COMPLETE or "training loss is nan" in str(trial.error)

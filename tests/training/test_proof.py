@@ -10,8 +10,10 @@ import torch
 
 from tests.training.conftest import MakeTrial, Recorder
 from training import loop, optim
-from training.config import PhaseConfig, TrialConfig, UnfreezingConfig
+from training.config import PhaseConfig, TrainingConfig, TrialConfig, UnfreezingConfig
 from training.engine import Engine
+from training.loop import _step_sizes
+from training.optim import Group
 from training.proof import BrokenProof, Witness, prove
 from training.reporter import Verdict
 from training.team import Team
@@ -180,3 +182,13 @@ def test_witness() -> None:
     witness.settle()
     module(torch.ones(1, 2)).sum().backward()
     assert witness.seen == set()
+
+
+def test_where_steps_are_not_normalised_they_are_as_small_as_the_gradient() -> None:
+    layer = torch.nn.Linear(2, 2)
+    witness = Witness(layer)
+    (layer(torch.ones(1, 2)).sum() * 1e-12).backward()
+    group = Group(names=("weight", "bias"), learning_rate=0.1, weight_decay=0.0, age=0)
+    assert _step_sizes([group], 0.5, witness, TrainingConfig()) == {"weight": 0.05, "bias": 0.05}
+    sgd = _step_sizes([group], 0.5, witness, TrainingConfig(optimizer="sgd"))
+    assert all(0 < size < 1e-12 for size in sgd.values())
