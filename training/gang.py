@@ -272,9 +272,10 @@ def _serve(settings: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     import torch
 
-    from training.loop import Diverged, Infeasible, OutOfMemory, train
+    from training.loop import train
     from training.proof import BrokenProof
     from training.team import Team
+    from training.trial import Diverged, Infeasible, OutOfMemory
     from training.workspace import Workspace
 
     # Errors that every rank comes to by itself, on the same figures.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,96 +18,27 @@ from training.config import TrainingConfig, TrialConfig
 from training.engine import Engine, compute_dtype, engine
 from training.evaluate import evaluate, tensors
 from training.optimizers import OPTIMIZERS, check
-from training.plan import Plan, Stretch, plan
+from training.plan import Stretch, plan
 from training.prefix import Prefix
 from training.proof import BrokenProof, Witness, prove
 from training.reporter import Course, Evaluation, PhaseOutline, Progress, Reporter, Verdict
 from training.rng import derive
 from training.schedules import describe
 from training.suffix import Weights
-from training.team import Team
-from training.workspace import Setting, Workspace
+from training.trial import (
+    PATIENCE_STEPS,
+    Diverged,
+    Infeasible,
+    OutOfMemory,
+    TooLarge,
+    Trial,
+    class_weights,
+    is_last,
+)
+from training.workspace import Workspace
 
-_MICRO_BATCH = {"cpu": 32, "cuda": 64}
-
-
-# Losses in a row that are not finite before a trial counts as diverged.
-_PATIENCE_STEPS = 3
+# What is left of a gradient at least, where micro-batches and ranks cancel each other.
 _UNCANCELLED = 2.0**-6
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer finite."""
-
-
-class Infeasible(RuntimeError):
-    """The trial does not fit in memory, however small its micro-batches."""
-
-
-class OutOfMemory(RuntimeError):
-    """A step did not fit in memory, and other ranks may wait for this one.
-
-    Args:
-        micro_batch: the examples in a forward pass that were too many.
-    """
-
-    def __init__(self, micro_batch: int, message: str) -> None:
-        super().__init__(message)
-        self.micro_batch = micro_batch
-
-
-class _TooLarge(Exception):
-    """A step did not fit, and nothing of it has happened: it is to be repeated from `state`."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__()
-        self.state = state
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """What stays the same from the first step to the last."""
-
-    config: TrialConfig
-    setting: Setting
-    plan: Plan
-    team: Team
-    reporter: Reporter
-    directory: Path
-    history: list[Told]
-    """The evaluations so far."""
-    class_weights: Tensor | None
-    """fp32 [C], on the device."""
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=_PATIENCE_STEPS))
-    """The latest, over all phases."""
-    _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> checkpoint.Identity:
-        """What the trial's checkpoints belong to."""
-        setting = self.setting
-        return checkpoint.identity(self.config, model=setting.fingerprint, data=setting.data.fingerprint)
-
-    def batch(self, step: int) -> np.ndarray:
-        """The global batch of a step, as indices: a pure function of seed and step."""
-        epoch, index = divmod(step, self.plan.steps_per_epoch)
-        if epoch not in self._epochs:
-            self._epochs.clear()
-            self._epochs[epoch] = batches.epoch_batches(
-                self.setting.data.train.lengths,
-                self.config.training.batch_size,
-                derive(self.config.seed, "batches"),
-                epoch,
-            )
-        return self._epochs[epoch][index]
-
-    def micro_batch(self, boundary: int) -> int:
-        """Examples in one forward pass of one worker, as far as is known of what fits."""
-        size = self.config.training.micro_batch_size
-        if size == "auto":
-            size = _MICRO_BATCH[self.team.device.type]
-        share = -(-self.config.training.batch_size // self.team.size)
-        return min(size, share, self.setting.micro_limits.get(boundary, size))
 
 
 def train(
@@ -145,7 +74,7 @@ def train(
         num_examples=len(setting.data.train),
         seed=config.seed,
     )
-    trial = _Trial(
+    trial = Trial(
         config=config,
         setting=setting,
         plan=course,
@@ -153,7 +82,7 @@ def train(
         reporter=reporter,
         directory=directory,
         history=[],
-        class_weights=_class_weights(config, setting, team),
+        class_weights=class_weights(config, setting, team),
     )
     if micro_limit is not None:
         limits = setting.micro_limits
@@ -174,26 +103,26 @@ def train(
         # Its evaluation may not have reached anyone before the trial was cut off: it is told again.
         if _report_evaluation(trial, found) is Verdict.STOP:
             return Verdict.STOP
-        if _is_last(trial):
+        if is_last(trial):
             return Verdict.CONTINUE
     for stretch in course.stretches:
         if state.step < stretch.stop:
             verdict, state = _run_phase(trial, stretch, state)
             if verdict is Verdict.STOP:
                 return verdict
-            if trial.history and _is_last(trial):
+            if trial.history and is_last(trial):
                 break
     return Verdict.CONTINUE
 
 
-def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, State]:
+def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, State]:
     """One phase, on one engine; where that runs out of memory, on another with smaller micro-batches."""
     boundary = suffix.boundary(stretch.phase, trial.setting.blocks, state.weights)
     while True:
         micro_batch = trial.micro_batch(boundary)
         try:
             return _run_engine(trial, stretch, state, boundary, micro_batch)
-        except _TooLarge as too_large:
+        except TooLarge as too_large:
             state = too_large.state
             if micro_batch == 1:
                 raise Infeasible(_shortage(trial, stretch)) from too_large
@@ -201,7 +130,7 @@ def _run_phase(trial: _Trial, stretch: Stretch, state: State) -> tuple[Verdict, 
 
 
 def _run_engine(
-    trial: _Trial, stretch: Stretch, state: State, boundary: int, micro_batch: int
+    trial: Trial, stretch: Stretch, state: State, boundary: int, micro_batch: int
 ) -> tuple[Verdict, State]:
     """Steps, evaluations and proof of a phase on one engine."""
     training, team, blocks = trial.config.training, trial.team, trial.setting.blocks
@@ -248,7 +177,7 @@ def _run_engine(
                     raise
                 if team.size > 1:
                     raise OutOfMemory(micro_batch, str(error)) from error
-                raise _TooLarge(_snapshot(state, live, step, time.monotonic() - began)) from error
+                raise TooLarge(_snapshot(state, live, step, time.monotonic() - began)) from error
             factors.append(factor)
             witness.settle()
             done = step + 1
@@ -258,13 +187,13 @@ def _run_engine(
                 values = _report_progress(trial, stretch, done, losses, rates)
                 for at, value in enumerate(values, done - len(values) + 1):
                     trial.losses.append(value)
-                    if len(trial.losses) == _PATIENCE_STEPS and not any(map(math.isfinite, trial.losses)):
+                    if len(trial.losses) == PATIENCE_STEPS and not any(map(math.isfinite, trial.losses)):
                         raise Diverged(f"the training loss is {value} at step {at}")
                 losses.clear()
             if evaluates:
                 state = _snapshot(state, live, done, time.monotonic() - began)
                 verdict = _evaluate(trial, stretch, state, live, prefix)
-                if verdict is Verdict.STOP or _is_last(trial):
+                if verdict is Verdict.STOP or is_last(trial):
                     break
                 suffix.set_modes(live.module, stretch.phase, blocks)
         else:
@@ -287,7 +216,7 @@ def _run_engine(
 
 
 def _step(
-    trial: _Trial, step: int, live: Engine, prefix: Prefix, lr_factor: float, micro_batch: int
+    trial: Trial, step: int, live: Engine, prefix: Prefix, lr_factor: float, micro_batch: int
 ) -> Tensor:
     """One optimizer step on one global batch. Returns this rank's part of the batch's mean loss."""
     team, data, training = trial.team, trial.setting.data, trial.config.training
@@ -334,7 +263,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _shortage(trial: _Trial, stretch: Stretch) -> str:
+def _shortage(trial: Trial, stretch: Stretch) -> str:
     stretches = trial.plan.stretches
     bytes_needed = memory.needed(
         memory.shape_of(trial.setting.blocks),
@@ -351,29 +280,8 @@ def _shortage(trial: _Trial, stretch: Stretch) -> str:
     )
 
 
-def _class_weights(config: TrialConfig, setting: Setting, team: Team) -> Tensor | None:
-    """Weight of each class, fp32 [C]; None where all count alike.
-
-    Raises:
-        ValueError: where a list does not have one for each class.
-    """
-    wanted, names = config.training.class_weights, setting.data.label_names
-    if wanted == "none":
-        return None
-    if wanted == "balanced":  # as scikit-learn has it: n / (C * count)
-        counts = np.bincount(setting.data.train.labels, minlength=len(names))
-        weights = len(setting.data.train) / (len(names) * np.maximum(counts, 1))
-        return torch.from_numpy(weights.astype(np.float32)).to(team.device)
-    if len(wanted) != len(names):
-        raise ValueError(
-            f"class_weights: {len(wanted)} weights for {len(names)} classes; "
-            f"give one for each of {', '.join(names)}, in this order"
-        )
-    return torch.tensor([float(w) for w in wanted], device=team.device)
-
-
 def _report_progress(
-    trial: _Trial, stretch: Stretch, step: int, losses: list[Tensor], learning_rates: list[float]
+    trial: Trial, stretch: Stretch, step: int, losses: list[Tensor], learning_rates: list[float]
 ) -> list[float]:
     """Report the mean loss of the last steps, and return each. The only place that waits for the device."""
     values: list[float] = trial.team.sum(torch.stack(losses)).tolist()
@@ -396,7 +304,7 @@ def _report_progress(
     return values
 
 
-def _evaluate(trial: _Trial, stretch: Stretch, state: State, live: Engine, prefix: Prefix) -> Verdict:
+def _evaluate(trial: Trial, stretch: Stretch, state: State, live: Engine, prefix: Prefix) -> Verdict:
     """Evaluate, and write the checkpoint meanwhile; rank 0 reports and asks, all ranks obey."""
     setting, team = trial.setting, trial.team
     draft = checkpoint.Draft(
@@ -423,7 +331,7 @@ def _evaluate(trial: _Trial, stretch: Stretch, state: State, live: Engine, prefi
     return _report_evaluation(trial, saved)
 
 
-def _report_evaluation(trial: _Trial, saved: Checkpoint | None) -> Verdict:
+def _report_evaluation(trial: Trial, saved: Checkpoint | None) -> Verdict:
     """Rank 0 reports and asks, all ranks obey."""
     verdict = None
     if trial.team.leads:
@@ -437,27 +345,10 @@ def _report_evaluation(trial: _Trial, saved: Checkpoint | None) -> Verdict:
                 metrics=saved.history[-1].metrics,
                 checkpoint=str(saved.path),
                 seconds=saved.state.seconds,
-                last=_is_last(trial),
+                last=is_last(trial),
             )
         )
     return Verdict(trial.team.broadcast(verdict))
-
-
-def _is_last(trial: _Trial) -> bool:
-    """Whether the latest evaluation is the last one: at the end, or where early stopping ends the trial."""
-    if trial.history[-1].step >= trial.plan.total_steps:
-        return True
-    rule = trial.config.training.early_stopping
-    if rule.patience is None:
-        return False
-    sign = 1.0 if rule.goal == "maximize" else -1.0
-    values = [sign * told.metrics[rule.metric] for told in trial.history]
-    best = -math.inf
-    since = 0
-    for value in values:
-        since = 0 if value > best + rule.min_delta else since + 1
-        best = max(best, value) if since == 0 else best
-    return since >= rule.patience
 
 
 def _snapshot(state: State, live: Engine, step: int, seconds: float) -> State:
@@ -472,7 +363,7 @@ def _snapshot(state: State, live: Engine, step: int, seconds: float) -> State:
     )
 
 
-def _outline(trial: _Trial, resumed_step: int) -> Course:
+def _outline(trial: Trial, resumed_step: int) -> Course:
     phases = tuple(
         PhaseOutline(
             name=stretch.phase.name,

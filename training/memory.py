@@ -155,11 +155,11 @@ def read_shape(model: ModelConfig, task: TaskConfig, *, num_labels: int = 2) -> 
 
 def micro_batch(training: TrainingConfig, *, workers: int, device: Device) -> int:
     """Examples in one forward pass of one worker, before any of them turned out not to fit."""
-    from training.loop import _MICRO_BATCH
+    from training.trial import MICRO_BATCH
 
     size = training.micro_batch_size
     return min(
-        _MICRO_BATCH[device] if size == "auto" else size,
+        MICRO_BATCH[device] if size == "auto" else size,
         -(-training.batch_size // workers),
     )
 

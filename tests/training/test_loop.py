@@ -17,10 +17,11 @@ from training import batches, checkpoint, optim
 from training.checkpoint import CheckpointError, State
 from training.config import LimitConfig, PhaseConfig, TrialConfig, UnfreezingConfig, ZeroConfig
 from training.evaluate import tensors
-from training.loop import Diverged, train
+from training.loop import train
 from training.reporter import Verdict
 from training.rng import derive
 from training.team import Team
+from training.trial import Diverged
 from training.workspace import Setting, Workspace
 
 STEPS_PER_EPOCH = 6

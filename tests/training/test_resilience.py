@@ -16,10 +16,11 @@ from tests.training.test_loop import GROWING, run
 from training import loop
 from training.config import EarlyStoppingConfig, TrialConfig, ZeroConfig
 from training.engine import Engine
-from training.loop import Diverged, Infeasible, OutOfMemory, train
+from training.loop import train
 from training.reporter import Verdict
 from training.tasks import TASKS
 from training.team import Team
+from training.trial import Diverged, Infeasible, OutOfMemory
 from training.workspace import Workspace
 
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
