@@ -153,6 +153,8 @@ def test_ctrl_c_stops_tidily_and_resume_goes_on(
     after = find("small", storage).read().trials()
     assert [trial.state for trial in after] == [TrialState.COMPLETE] * 2
     assert after[0].params == before[0].params
-    assert after[0].results[: len(before[0].results)] == before[0].results
+    # Checkpoints may be gone by now, where later ones are better; what was measured stays.
+    kept = [(result.epochs, result.metrics) for result in before[0].results]
+    assert [(result.epochs, result.metrics) for result in after[0].results][: len(kept)] == kept
     assert [result.epochs for result in after[0].results] == [0.5, 1.0, 1.5, 2.0]
     assert (storage / "small" / "best" / "model.safetensors").exists()
