@@ -153,13 +153,14 @@ def read_shape(model: ModelConfig, task: TaskConfig, *, num_labels: int = 2) -> 
     return shape_of(Blocks(made))
 
 
+_MICRO_BATCH = {"cpu": 32, "cuda": 64}
+
+
 def micro_batch(training: TrainingConfig, *, workers: int, device: Device) -> int:
     """Examples in one forward pass of one worker, before any of them turned out not to fit."""
-    from training.trial import MICRO_BATCH
-
     size = training.micro_batch_size
     return min(
-        MICRO_BATCH[device] if size == "auto" else size,
+        _MICRO_BATCH[device] if size == "auto" else size,
         -(-training.batch_size // workers),
     )
 

@@ -6,12 +6,13 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training import batches, checkpoint
+from training import batches, checkpoint, memory
 from training.checkpoint import State, Told
 from training.config import TrialConfig
 from training.plan import Plan
@@ -20,7 +21,6 @@ from training.rng import derive
 from training.team import Team
 from training.workspace import Setting
 
-MICRO_BATCH = {"cpu": 32, "cuda": 64}
 # Losses in a row that are not finite before a trial counts as diverged.
 PATIENCE_STEPS = 3
 
@@ -92,11 +92,9 @@ class Trial:
 
     def micro_batch(self, boundary: int) -> int:
         """Examples in one forward pass of one worker, as far as is known of what fits."""
-        size = self.config.training.micro_batch_size
-        if size == "auto":
-            size = MICRO_BATCH[self.team.device.type]
-        share = -(-self.config.training.batch_size // self.team.size)
-        return min(size, share, self.setting.micro_limits.get(boundary, size))
+        device: Any = self.team.device.type
+        size = memory.micro_batch(self.config.training, workers=self.team.size, device=device)
+        return min(size, self.setting.micro_limits.get(boundary, size))
 
 
 def class_weights(config: TrialConfig, setting: Setting, team: Team) -> Tensor | None:
