@@ -1,16 +1,25 @@
-"""Thaw's command line: parses, composes, prints. `python launch.py --help`."""
+"""Thaw's command line: registers the commands, composes search and cluster. `python launch.py --help`."""
 
 from __future__ import annotations
 
-import json
-import shlex
+import contextlib
 import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cluster.commands import doctor, jobs, provisioning
+from search.commands import cleaning, life, planning, reading, sketching, watching
+from search.commands.options import Address, Json, Name, Overrides, Storage, SweepFile, console, where
+
+if TYPE_CHECKING:
+    from cluster.capacity import GangShape
+    from cluster.doctor.facts import Brought
+    from cluster.jobs.package import Submission
+    from cluster.provision.workload import Workload
 
 app = typer.Typer(
     name="thaw",
@@ -21,27 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Storage = Annotated[
-    str, typer.Option("--storage", help="Directory that holds the sweeps.", envvar="THAW_STORAGE")
-]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable.")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address", help="A Ray cluster; without one, a local one starts and stops with the sweep."
-    ),
-]
-Name = Annotated[str, typer.Argument(help="The sweep's name.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
-
-@app.command()
 def run(
-    sweep: Annotated[
-        str, typer.Argument(metavar="SWEEP", help="A sweep file, or a bundled name such as quickstart.")
-    ],
+    sweep: SweepFile,
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
     storage: Storage = "./runs",
     address: Address = None,
@@ -55,215 +46,144 @@ def run(
     _run(spec, facts, place, address)
 
 
-@app.command()
-def resume(name: Name, storage: Storage = "./runs", address: Address = None) -> None:
-    """Go on with a sweep that was interrupted."""
-    from search import preflight
+def resume(
+    name: Name,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    storage: Storage = "./runs",
+    address: Address = None,
+) -> None:
+    """Go on with a sweep that was interrupted, paused, stopped, cancelled or extended."""
+    from search import loading, preflight
+    from search.presence import Presence
     from search.sweep import find
 
     place = preflight.local_storage(storage)
-    spec = find(name, place).spec
+    sweep = find(name, place)
+    if Presence(sweep.directory).driver() is not None and not overrides:
+        life.go_on(name, storage)
+        return
+    spec = loading.loads(loading.to_yaml(sweep.spec), overrides, source=name)
     _run(spec, preflight.check(spec), place, address)
 
 
-@app.command()
-def trials(
+def logs(
     name: Name,
-    storage: Storage = "./runs",
-    as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV, one line a trial.")] = False,
-) -> None:
-    """Show a sweep's trials."""
-    from search.results import leaderboard
-
-    if as_json and as_csv:
-        raise ValueError("--json and --csv: both were given; choose one")
-    records, metric = _read(name, storage)
-    rows = leaderboard.rows(records, metric.name, metric.goal)
-    if as_json:
-        print(leaderboard.to_json(rows))
-    elif as_csv:
-        print(leaderboard.to_csv(rows), end="")
-    else:
-        console = _console()
-        console.print(leaderboard.table(records, metric.name, metric.goal, title=name, width=console.width))
-
-
-@app.command()
-def best(name: Name, storage: Storage = "./runs", as_json: Json = False) -> None:
-    """Show a sweep's best trial."""
-    from search.results import leaderboard
-
-    records, metric = _read(name, storage)
-    if as_json:
-        print(leaderboard.to_json(leaderboard.best_row(records, metric.name, metric.goal)))
-    else:
-        print(leaderboard.best_text(records, metric.name, metric.goal))
-
-
-@app.command()
-def export(
-    name: Name,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new directory.")],
-    trial: Annotated[int | None, typer.Option("--trial", help="The trial; the best one where unset.")] = None,
-    storage: Storage = "./runs",
-) -> None:
-    """Write a trial's best checkpoint as a Hugging Face model directory."""
-    from search import preflight
-    from search import sweep as sweeps
-
-    found = sweeps.find(name, preflight.local_storage(storage))
-    study = found.read()
-    record = study.best() if trial is None else study.trial(trial)
-    if record is None:
-        raise ValueError(f"{name}: no trial has a value of {study.metric} yet, so there is nothing to export")
-    sweeps.export(found, record, output.absolute())
-    print(output)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of sweep files, for editors."""
-    from search.schema import json_schema
-
-    print(json.dumps(json_schema(), indent=2))
-
-
-@app.command()
-def schedule(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An unfreezing schedule, such as gradual.")],
-    blocks: Annotated[int, typer.Option("--blocks", min=1, max=1000, help="Blocks of the model.")] = 6,
-    epochs: Annotated[float, typer.Option("--epochs", help="Length of the training.")] = 3.0,
-    depth: Annotated[int | None, typer.Option("--depth", help="Blocks that thaw (unfreezing.depth).")] = None,
-    points: Annotated[
-        str | None, typer.Option("--points", metavar="X,Y,...", help="When blocks thaw (unfreezing.points).")
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sweep ends.")] = False,
+    trial: Annotated[
+        int | None, typer.Option("--trial", help="The metrics of this trial, in place of the driver's log.")
     ] = None,
-    interval: Annotated[
-        float | None, typer.Option("--interval", help="Epochs between two draws of lisa.")
+    storage: Storage = "./runs",
+    address: Annotated[
+        str | None, typer.Option("--address", help="The dashboard of a cluster that it was submitted to.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="A trial's seed, for lisa.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw an unfreezing schedule: which layers train when."""
-    from training.schedules import describe, phases
-    from training.schedules.picture import picture
-
-    unfreezing = _unfreezing(name, epochs, depth=depth, points=points, interval=interval)
-    try:
-        planned = phases(unfreezing, blocks, epochs, seed)
-    except ValueError as error:
-        raise ValueError(str(error).replace("unfreezing.", "--")) from error
-    if as_json:
-        drawn = [{**asdict(phase), "thawed": describe(phase, blocks)} for phase in planned]
-        document = {"schedule": name, "num_blocks": blocks, "epochs": epochs, "seed": seed, "phases": drawn}
-        print(json.dumps(document, indent=2))
+    """Show what a sweep's driver did, or what one trial reported."""
+    if address is None:
+        watching.logs(name, follow=follow, trial=trial, storage=storage, as_json=as_json)
+    elif trial is not None or as_json:
+        raise ValueError("--address: the log of a submitted sweep has neither --trial nor --json")
     else:
-        print(picture(planned, blocks, epochs, width=min(_console().width, 100)))
+        jobs.logs(name, address, follow)
 
 
-@app.command()
-def memory(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a bundled name.")],
-    overrides: Overrides = [],  # noqa: B006  (typer copies it)
-    as_json: Json = False,
-) -> None:
-    """Estimate the memory of each phase that a sweep can draw, before anything starts."""
-    from search import loading
-    from search import memory as estimates
+@contextlib.contextmanager
+def _brought(name: str | None, overrides: list[str], storage: str) -> Iterator[Brought]:
+    """What `doctor` tries for a sweep, or for any."""
+    from cluster.doctor.facts import Brought, Need
+    from search import loading, preflight
+    from search.examination import examination
+    from training.probes import all_reduce
 
-    found = estimates.rows(loading.load(sweep, overrides))
-    if as_json:
-        print(json.dumps(estimates.to_json(found), indent=2))
-    else:
-        console = _console()
-        console.print(estimates.table(found))
-        console.print(estimates.limit(found), highlight=False, soft_wrap=True)
+    spec = loading.load(name, overrides) if name else None
+    with examination(spec, preflight.local_storage(storage)) as wanted:
+        shape = _shape(spec) if spec else None
+        need = Need(shape=shape, disk_bytes=wanted.disk_bytes, storage_free_bytes=wanted.storage_free_bytes)
+        yield Brought(probes=wanted.probes, reduce=all_reduce, tracking=wanted.tracking, need=need)
 
 
-def _unfreezing(name: str, epochs: float, *, points: str | None, **given: Any) -> Any:
-    """The settings of a schedule as options give them, checked as in a sweep file."""
-    from search.problems import hint
-    from search.spec import LEAVES
-    from training.config import UnfreezingConfig
-    from training.schedules import SCHEDULES
+def _shape(spec: Any) -> GangShape:
+    from cluster.capacity import GangShape
 
-    drawable = [known for known in SCHEDULES if known != "phases"]
-    if name == "phases":
-        raise ValueError(f"phases: its phases are those that a sweep file lists; draw {', '.join(drawable)}")
-    if name not in drawable:
-        raise ValueError(f"{name}: unknown schedule{hint(name, drawable)}")
-    wanted = {"points": None if points is None else _numbers("--points", points), **given}
-    settings = {option: value for option, value in wanted.items() if value is not None}
-    paths = {f"unfreezing.{option}": value for option, value in settings.items()} | {"epochs": epochs}
-    for path, value in paths.items():
-        option = path.removeprefix("unfreezing.")
-        checked, complaint = LEAVES[path].check(value)
-        if complaint:
-            raise ValueError(f"--{option}: {complaint}".replace(": [", "[", 1))  # --points[0]: ...
-        settings[option] = checked
-    del settings["epochs"]
-    return UnfreezingConfig(schedule=name, **settings)  # type: ignore[arg-type]
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"{option}: must be numbers with commas between them, such as 0.2,0.6, got {text!r}"
-        ) from None
+    resources = spec.resources
+    return GangShape(
+        workers=resources.most_workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        fewest_workers=resources.fewest_workers,
+    )
 
 
 def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
-    from cluster.capacity import GangShape, require_fit
-    from cluster.connect import connected, local_node
+    from cluster.admission import admitted
+    from cluster.capacity import require_fit
+    from cluster.connect import connected, local_node, possible_nodes
     from search import preflight
     from search import sweep as sweeps
+    from search.life import Wanted
+    from search.presence import Presence, Taken
     from search.progress import Progress
     from search.results import leaderboard
 
-    resources = spec.resources
-    shape = GangShape(
-        workers=resources.workers,
-        cpus_per_worker=resources.cpus_per_worker,
-        gpus_per_worker=resources.gpus_per_worker,
-    )
+    shape = _shape(spec)
     if address is None:
         require_fit([local_node()], shape)
-    sweeps.check_name(spec, place, facts)
+    changes = sweeps.check_name(spec, place, facts)
+    Presence(place / spec.name).check()
     preflight.check_writable(place / spec.name)
-    console = _console()
-    metric = spec.search.metric
+    screen = console()
     made = sweeps.Sweep(spec=spec, directory=place / spec.name)
-    where: list[str] = []
-    warnings: list[str] = []
+    lost = made.repair()
+    if lost is not None:
+        print(f"warning: {lost}", file=sys.stderr)
+    for line in changes:
+        screen.print(f"changed    {line}", highlight=False, soft_wrap=True)
+    metric = spec.search.metric
+    outcome = None
     interrupted = False
     try:
         _catch_interrupts()
-        if not sweeps.is_finished(made):
-            with Progress(console=console) as progress, connected(address) as nodes:
+        if changes or not sweeps.is_finished(made):
+            resources = spec.resources
+            with (
+                Progress(console=screen) as progress,
+                connected(address),
+                admitted(
+                    spec.name, shape, address, priority=resources.priority, share=resources.max_gangs
+                ) as allowed,
+            ):
                 _catch_interrupts()  # Ray has put its own in place
-                fits = require_fit(nodes, shape)
+                fits = require_fit(possible_nodes(), shape)
                 made = sweeps.create(spec, place, facts)
+                from search import session  # Ray comes in here
+
                 try:
-                    where, warnings = sweeps.run(made, facts=facts, fits=fits, progress=progress)
+                    outcome = session.run(made, facts=facts, fits=fits, progress=progress, allowed=allowed)
+                except Taken:
+                    raise
                 except ValueError as error:  # a fault of ours: exit code 2 would say that nothing was started
                     raise RuntimeError("the sweep broke off") from error
     except KeyboardInterrupt:
         interrupted = True
-    if interrupted and not made.ledger.exists():
-        console.print("interrupted; nothing had started")
+    if interrupted and not made.begun:
+        screen.print("interrupted; nothing had started")
         raise typer.Exit(130)
-    for line in warnings:
+    for line in outcome.warnings if outcome else []:
         print(line, file=sys.stderr)
     records = made.read().trials()
-    console.print(leaderboard.table(records, metric.name, metric.goal, title=spec.name, width=console.width))
+    screen.print(leaderboard.table(records, metric.name, metric.goal, title=spec.name, width=screen.width))
     if interrupted:
-        console.print(f"interrupted; go on with: thaw resume {spec.name}{_where(place)}", highlight=False)
+        screen.print(f"interrupted; go on with: thaw resume {spec.name}{where(place)}", highlight=False)
         raise typer.Exit(130)
+    if outcome is not None and outcome.wanted in (Wanted.PAUSE, Wanted.CANCEL):
+        state = "paused" if outcome.wanted is Wanted.PAUSE else "cancelled"
+        screen.print(f"{state}; go on with: thaw resume {spec.name}{where(place)}", highlight=False)
+        raise typer.Exit(130)
+    if outcome is not None and outcome.wanted is not Wanted.RUN:
+        screen.print(f"stopped before its last trial: {outcome.reason}", highlight=False, soft_wrap=True)
     champion = made.read().best()
-    for line in where:
-        console.print(f"results    {line}", highlight=False, soft_wrap=True)
+    for line in outcome.results if outcome else []:
+        screen.print(f"results    {line}", highlight=False, soft_wrap=True)
     if champion is None:
         print("no trial has a value; see the errors above", file=sys.stderr)
         raise typer.Exit(1)
@@ -272,14 +192,41 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    console.print(f"best model {exported}", highlight=False, soft_wrap=True)
-    console.print(
-        f"\nnext:  thaw best {spec.name}{_where(place)}\n"
-        f"       thaw trials {spec.name}{_where(place)} --json\n"
-        f"       thaw export {spec.name}{_where(place)} --trial {champion.number} -o DIR",
+    screen.print(f"best model {exported}", highlight=False, soft_wrap=True)
+    screen.print(
+        f"\nnext:  thaw best {spec.name}{where(place)}\n"
+        f"       thaw trials {spec.name}{where(place)} --json\n"
+        f"       thaw export {spec.name}{where(place)} --trial {champion.number} -o DIR",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _workload(sweep: str, overrides: list[str]) -> Workload:
+    """A sweep as a cluster sees it."""
+    from cluster.provision.workload import Workload
+    from search import loading
+
+    spec = loading.load(sweep, overrides)
+    resources, trials, data = spec.resources, spec.search.trials, spec.data
+    return Workload(
+        name=spec.name,
+        file=loading.to_yaml(spec),
+        shape=_shape(spec),
+        gangs=trials if resources.max_concurrent == "auto" else min(trials, resources.max_concurrent),
+        local_files=tuple(str(p) for p in (data.train, data.validation, data.test) if p and Path(p).exists()),
+    )
+
+
+def _submission(sweep: str, overrides: list[str]) -> Submission:
+    """A sweep as it is sent to a cluster."""
+    from cluster.jobs.package import Submission
+    from search import loading
+    from search.portable import portable
+
+    spec = loading.load(sweep, overrides)
+    text, files = portable(spec)
+    return Submission(name=spec.name, text=text, files=files)
 
 
 def _catch_interrupts() -> None:
@@ -294,23 +241,35 @@ def _catch_interrupts() -> None:
         signal.signal(sign, interrupt)
 
 
-def _read(name: str, storage: str) -> tuple[Any, Any]:
-    """A sweep's records and its metric."""
-    from search import preflight
-    from search.sweep import find
+COMMANDS = (
+    run,
+    resume,
+    reading.trials,
+    reading.best,
+    reading.export,
+    sketching.schema,
+    sketching.schedule,
+    sketching.memory,
+    planning.plan,
+    cleaning.gc,
+    jobs.submit_command(_submission),
+    watching.list_,
+    watching.status,
+    logs,
+    life.pause,
+    life.stop,
+    life.cancel,
+    life.extend,
+    life.enqueue,
+    life.stop_trial,
+    life.clone,
+    doctor.doctor_command(_brought),
+)
+"""Every command, in the order of the help."""
 
-    found = find(name, preflight.local_storage(storage))
-    return found.read().trials(), found.spec.search.metric
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
-
-
-def _where(place: Path) -> str:
-    return "" if place == Path("runs").absolute() else f" --storage {shlex.quote(str(place))}"
+for command in COMMANDS:
+    app.command(name=command.__name__.strip("_").replace("_", "-"))(command)
+app.add_typer(provisioning.cluster_app(_workload), name="cluster")
 
 
 def main() -> None:
@@ -319,7 +278,12 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        try:
+            code = jobs.forwarded(sys.argv[1:])
+            app() if code is None else sys.exit(code)
+        finally:
+            if "search.mirror" in sys.modules:  # what a command wrote beside a sweep in an object store
+                sys.modules["search.mirror"].settle()
     except ValueError as error:
         if debug:
             raise

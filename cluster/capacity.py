@@ -13,6 +13,8 @@ class GangShape:
     workers: int
     cpus_per_worker: int
     gpus_per_worker: float
+    fewest_workers: int | None = None
+    """With how many it goes on where there are no more; with all of them where unset."""
 
     def describe(self) -> str:
         """For messages: `2 workers with 4 CPUs and 1 GPU each`."""
@@ -36,12 +38,14 @@ def gangs_that_fit(nodes: Sequence[Mapping[str, float]], shape: GangShape) -> in
 
 
 def require_fit(nodes: Sequence[Mapping[str, float]], shape: GangShape) -> int:
-    """`gangs_that_fit`, where that is at least one.
+    """`gangs_that_fit`, where that is at least one; one, where it fits with fewer workers alone.
 
     Raises:
         ValueError: if not even one gang fits.
     """
     fit = gangs_that_fit(nodes, shape)
+    if fit == 0 and shape.fewest_workers is not None:
+        fit = int(sum(workers_on(node, shape) for node in nodes) >= shape.fewest_workers)
     if fit:
         return fit
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
@@ -52,6 +56,25 @@ def require_fit(nodes: Sequence[Mapping[str, float]], shape: GangShape) -> int:
         f"resources: a trial needs {shape.describe()}, and the cluster has {_count(cpus, 'CPU')} and "
         f"{_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}; {fix}"
     )
+
+
+def attainable(
+    nodes: Sequence[tuple[str, Mapping[str, float]]], groups: Mapping[str, tuple[Mapping[str, float], int]]
+) -> list[Mapping[str, float]]:
+    """The nodes that a cluster could have: those that stay, and all that its autoscaler may start.
+
+    Args:
+        nodes: those that stand now: kind, or "" where it is not known, and resources.
+        groups: the autoscaler's kinds of nodes: resources of one, and how many there may be.
+    """
+    stay = [resources for kind, resources in nodes if kind not in groups or groups[kind][1] == 0]
+    come = [
+        resources
+        for kind, (resources, most) in groups.items()
+        for _ in range(max(most, sum(there == kind for there, _ in nodes)))
+        if most > 0
+    ]
+    return [*stay, *come]
 
 
 def _count(number: float, noun: str) -> str:

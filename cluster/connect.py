@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -10,6 +11,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cluster.capacity import attainable
+
+NODE_TYPES = "THAW_NODE_TYPES"
+_MAX_NODES = 10_000
 _OBJECT_STORE_BYTES = 256 * 2**20
 _PROBE_TIMEOUT_S = 5.0
 
@@ -60,6 +65,40 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def possible_nodes() -> list[Mapping[str, float]]:
+    """Resources of the connected cluster's nodes, with those that its autoscaler may yet start.
+
+    Ray does not tell the latter: the variable `THAW_NODE_TYPES` of the head's environment does, as JSON:
+    `[{"name": "workers-0", "CPU": 8, "GPU": 1, "max": 4}]`. `thaw cluster render` writes it.
+
+    Raises:
+        ValueError: if the variable cannot be read.
+    """
+    import ray
+
+    nodes = [
+        ((node.get("Labels") or {}).get("ray.io/node-group", ""), node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return attainable(nodes, _node_types(os.environ.get(NODE_TYPES, "[]")))
+
+
+def _node_types(text: str) -> dict[str, tuple[Mapping[str, float], int]]:
+    try:
+        return {
+            str(kind["name"]): (
+                {name: float(kind.get(name, 0)) for name in ("CPU", "GPU")},
+                min(int(kind["max"]), _MAX_NODES),
+            )
+            for kind in json.loads(text)
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f'{NODE_TYPES}: must be such as [{{"name": "workers-0", "CPU": 8, "max": 4}}], got {text[:80]!r}'
+        ) from error
 
 
 def _require_listener(address: str) -> None:

@@ -1,31 +1,35 @@
-"""How the ledger is stored: a journal file under an Optuna study, and a trial's record in it.
+"""The ledger of a sweep: an Optuna study, and everything that can be read from it.
 
-The journal has one JSON line an operation and is written in whole batches. It differs from Optuna's
-own `JournalFileBackend` in what a sweep that may be killed needs: a transaction reaches the file in
-one write, so a kill leaves no half-drawn trial; a line torn by a crash is cut off before the next
-one is written; and the lock of a dead process is broken at once instead of after half a minute.
-The format and the lock's name are Optuna's, so the file opens in optuna-dashboard.
+Each trial of the ledger is a trial of a plain Optuna study, with user attributes for what Optuna has no
+field for: `state` (finer than Optuna's), `params`, `seed`, `phases`, `rulings`, `note`, `error`, and
+`result:STEP`, one for each evaluation. STEP is in ten-thousandths of an epoch, the finest interval between
+evaluations that the settings allow; intermediate values stand at the same steps. The study itself has
+`life` (what becomes of the sweep), `target` (how many trials it is to have), `deleted:TRIAL` (checkpoints),
+`sitting:N` (what each driver has used) and `command:ID`, one for each command that was obeyed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import socket
+import threading
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend
+import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from search.records import PhaseRecord, Result, TrialRecord, TrialState
+from search import vetting
+from search.budget import Sitting
+from search.database import Database
+from search.journal import Journal
+from search.life import Life
+from search.objectives import Objective, pareto
+from search.records import Goal, PhaseRecord, Result, Ruling, TrialRecord, TrialState, ranked
 
 _READ = {
     OptunaState.RUNNING: TrialState.RUNNING,
@@ -34,181 +38,281 @@ _READ = {
     OptunaState.FAIL: TrialState.FAILED,
 }
 
-
-class FileLock:
-    """Mutual exclusion by a symbolic link, which all NFS versions make exclusively.
-
-    The link's target is no file but names the holder, so that there is no moment at which a
-    kill leaves a lock of nobody. A holder on this machine that is no longer alive loses the lock
-    at once, any other after `grace_period_s` without change.
-    """
-
-    def __init__(self, path: Path, *, grace_period_s: float = 30.0) -> None:
-        self.path = path
-        self.grace_period_s = grace_period_s
-        self._token = ""
-
-    def acquire(self) -> None:
-        """Wait for the lock and take it."""
-        self._token = f"{_machine()} {os.getpid()} {uuid.uuid4().hex}"
-        wait_s, seen, since = 0.001, ("", 0), time.monotonic()
-        while True:
-            try:
-                os.symlink(self._token, self.path)
-                return
-            except FileExistsError:
-                holder = self._holder()
-            if holder != seen:
-                seen, since = holder, time.monotonic()
-            if _dead(holder[0]) or time.monotonic() - since > self.grace_period_s:
-                if self._holder() == holder:  # not broken and taken by somebody else meanwhile
-                    self._remove()
-                continue
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, 0.1)
-
-    def release(self) -> None:
-        """Give the lock back, unless it was taken away meanwhile."""
-        if self._holder()[0] == self._token:
-            self._remove()
-
-    def _holder(self) -> tuple[str, int]:
-        """Who has the lock since when; differs for two holds of Optuna's own locks as well."""
-        try:
-            since = os.lstat(self.path).st_mtime_ns
-            return os.readlink(self.path) if os.path.islink(self.path) else "", since
-        except OSError:  # gone meanwhile
-            return "", 0
-
-    def _remove(self) -> None:
-        # Renamed first, so that of two that break a stale lock only one succeeds.
-        aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
-        with suppress(OSError):
-            os.rename(self.path, aside)
-            os.unlink(aside)
+# What comes of reading what makes no sense.
+_NONSENSE = (vetting.Altered, KeyError, TypeError, AttributeError)
 
 
-class Journal(BaseJournalBackend):
-    """A journal file with transactions, for one storage in one process at a time.
+class Ledger:
+    """What `Study` writes, as values. Safe to use from several threads, and beside other processes."""
 
-    Other processes may read and append as well. `path` must lie in a directory that exists.
-    """
+    def __init__(self, place: Path | Database, *, patience_s: float = 0.0) -> None:
+        """Use `Study.open` or `Study.read`."""
+        self.path = place
+        self._lock = threading.RLock()
+        self._writing = self._stale = False
+        self._store = Journal(place, patience_s=patience_s) if isinstance(place, Path) else place
+        # Of finished trials, which cannot change any more, but for the list of deleted checkpoints.
+        self._records: dict[int, tuple[FrozenTrial, list[str] | None, TrialRecord]] = {}
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = FileLock(path.with_name(path.name + ".lock"))
-        self._offsets = [0]  # byte at which each line starts
-        self._pending: list[str] | None = None
-        self._base: int | None = None  # number of the first pending line, once the file has been read
+    def _load(
+        self, name: str | None, make: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None
+    ) -> None:
+        """Read the journal afresh; with `make`, create the study within the open transaction.
+
+        Args:
+            given: what a study that is created here keeps besides `make`.
+        """
+        with self._vetted():
+            self._storage = self._store.load()
+            studies = self._storage.get_all_studies()
+        if isinstance(self._store, Database):
+            name = self._store.study
+            studies = [study for study in studies if study.study_name == name]
+        if not studies and make is not None:
+            objectives = [(make["metric"], make["goal"]), *make.get("objectives", ())]
+            created = optuna.create_study(
+                storage=self._storage, study_name=name, directions=[goal for _, goal in objectives]
+            )
+            created.set_metric_names([name for name, _ in objectives])
+            for key, value in {**make, **(given or {})}.items():
+                created.set_user_attr(key, value)
+        elif not studies:
+            raise ValueError(f"{self.path}: the study is empty; start the sweep with `run` first")
+        else:
+            name = studies[0].study_name
+            ours = studies[0].user_attrs.keys() & {"metric", "goal", "sampler", "seed"}
+            for key, value in (make or {}).items():
+                if ours and key not in ours:  # lost with a line that could not be read
+                    self._storage.set_study_user_attr(studies[0]._study_id, key, value)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{self.path}: the study has no name, so it is not one of a Thaw sweep")
+        # A sampler is made for each `ask`; this one only spares Optuna making its own.
+        idle = optuna.samplers.RandomSampler(seed=0)
+        self._study = optuna.load_study(study_name=name, storage=self._storage, sampler=idle)
+        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        self._made = self._study.user_attrs
+        if not {"metric", "goal", "sampler", "seed"} <= self._made.keys():
+            raise ValueError(f"{self.path}: an Optuna study, but not one of a Thaw sweep")
+        with self._vetted():  # now, and not when half a sweep has run on it
+            vetting.study(self._made)
+            _ = self.life, self.sittings
+            self._records.clear()
+            self.trials()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Hold the lock and collect what is appended; write it at the end, or not at all on an exception.
-
-        After an exception the storage on top is ahead of the file and must be built anew.
-        """
-        assert self._pending is None, "transactions do not nest"
+    def _vetted(self) -> Iterator[None]:
+        """What is read within cannot do more than be refused."""
         try:
-            self._lock.acquire()  # inside: an interrupt must not leave it locked
-            self._pending, self._base = [], None
             yield
-            if self._pending:
-                self._write(self._pending)
-        finally:
-            self._pending = None
-            self._lock.release()
+        except OSError:
+            raise
+        except Exception as error:  # Optuna trusts its journal: anything may come of one that was altered
+            of_database = isinstance(self._store, Database) and not isinstance(error, _NONSENSE)
+            if of_database or str(error).startswith(str(self.path)):
+                raise
+            lines = str(error).strip().splitlines() or [""]
+            raise ValueError(
+                f"{self.path}: an entry of it cannot be right ({type(error).__name__}: "
+                f"{vetting.shown(lines[0])[:200]}); it was altered, or another program wrote it"
+            ) from error
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append `logs` durably, or collect them within a transaction."""
-        # NaN and Infinity are no JSON: other readers of the file would choke on them.
-        lines = [json.dumps(log, separators=(",", ":"), allow_nan=False) for log in logs]
-        if self._pending is not None:
-            self._pending += lines
-            return
-        try:
-            self._lock.acquire()
-            self._write(lines)
-        finally:
-            self._lock.release()
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return str(self._made.get("name", self._study.study_name))
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """All lines from number `log_number_from` on, those of an open transaction included."""
-        number = log_number_from
-        if self._pending is None or self._base is None:  # while we hold the lock nobody else appends
-            for line in self._read(log_number_from):
-                number += 1
-                yield line
-            if self._pending is not None:
-                self._base = number
-        if self._pending is not None:
-            assert self._base is not None
-            for text in self._pending[number - self._base :]:
-                yield json.loads(text)
+    @property
+    def metric(self) -> str:
+        """Full name of the metric that trials are compared by."""
+        return str(self._made["metric"])
 
-    def _read(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        number = min(log_number_from, len(self._offsets) - 1)
-        with open(self.path, "rb") as file:
-            file.seek(self._offsets[number])
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # being written by somebody else, or torn: `_write` decides
-                if number + 1 == len(self._offsets):
-                    self._offsets.append(self._offsets[number] + len(line))
-                number += 1
-                if number > log_number_from:
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise ValueError(f"{self.path}: line {number} is not readable: {error}") from error
+    @property
+    def goal(self) -> Goal:
+        """Whether more or less of the metric is better."""
+        return "maximize" if self._made["goal"] == "maximize" else "minimize"
 
-    def _write(self, lines: list[str]) -> None:
-        with open(self.path, "r+b") as file:
-            file.seek(0, os.SEEK_END)
-            _cut_torn_line(file)
-            file.write("".join(line + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+    @property
+    def objectives(self) -> list[Objective]:
+        """All that trials are compared by, the metric first."""
+        first = Objective(name=self.metric, goal=self.goal)
+        return [first, *(Objective(name=n, goal=g) for n, g in self._made.get("objectives", ()))]
 
+    def pareto(self) -> list[TrialRecord]:
+        """The complete trials that no other beats in all objectives, the best by the metric first."""
+        return pareto(self.trials(), self.objectives)
 
-def _cut_torn_line(file: Any) -> None:
-    """Truncate `file` after its last complete line. Nobody has read the rest: it lacks its end."""
-    end = file.tell()
-    position = end
-    while position > 0:
-        step = min(position, 65536)
-        file.seek(position - step)
-        found = file.read(step).rfind(b"\n")
-        if found >= 0:
-            position = position - step + found + 1
-            break
-        position -= step
-    if position < end:
-        file.truncate(position)
-    file.seek(position)
+    @property
+    def seed(self) -> int:
+        """The sweep's seed."""
+        return int(self._made["seed"])
 
+    # The sweep
 
-def _machine() -> str:
-    """Names the space in which process ids are unique: containers may share a host name."""
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        namespace = 0
-    return f"{socket.gethostname()}/{namespace}"
+    def live(self, life: Life) -> None:
+        """Enter what becomes of the sweep."""
+        with self.writing():
+            self._study.set_user_attr("life", {**asdict(life), "at": time.time()})
 
+    def aim(self, trials: int) -> None:
+        """Enter how many trials the sweep is to have."""
+        with self.writing():
+            self._study.set_user_attr("target", trials)
 
-def _dead(holder: str) -> bool:
-    """Whether the lock's `holder` ran on this machine and no longer exists."""
-    machine, _, rest = holder.partition(" ")
-    pid = rest.partition(" ")[0]
-    if machine != _machine() or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    def obeyed(self, command: str, outcome: str) -> None:
+        """Enter that the command with this id was carried out, and what came of it."""
+        with self.writing():
+            self._study.set_user_attr(f"command:{command}", outcome)
+
+    def sit(self, number: int, sitting: Sitting) -> None:
+        """Enter what driver `number` of the sweep has used so far."""
+        with self.writing():
+            self._study.set_user_attr(f"sitting:{number}", asdict(sitting))
+
+    def settle(self) -> None:
+        """Wait until all that was written has reached the ledger.
+
+        Raises:
+            OSError: it is out of reach, and has been for longer than the patience.
+        """
+        while self.away:
+            with self.writing():
+                pass
+            time.sleep(0.2 if self.away else 0.0)
+
+    @property
+    def atomic(self) -> bool:
+        """Whether what is written together reaches the ledger together."""
+        return self._store.atomic
+
+    @property
+    def away(self) -> bool:
+        """Whether the ledger is out of reach just now, and something written is in memory alone."""
+        return self._store.away
+
+    @property
+    def life(self) -> Life:
+        """What becomes of the sweep."""
+        stored = dict(self._attributes().get("life", {}))
+        stored.pop("at", None)
+        return Life(**stored)
+
+    @property
+    def target(self) -> int | None:
+        """How many trials the sweep is to have; None where only the sweep file says so."""
+        return self._attributes().get("target")
+
+    @property
+    def sittings(self) -> list[Sitting]:
+        """What each driver has used, in their order."""
+        stored = self._attributes()
+        found: list[Sitting] = []
+        while f"sitting:{len(found)}" in stored:
+            found.append(Sitting(**stored[f"sitting:{len(found)}"]))
+        return found
+
+    def complete(self) -> list[FrozenTrial]:
+        """The trials that ran to their end with their value of the metric, for Optuna's estimates."""
+        with self._lock:
+            found = [trial for trial in self._frozen() if trial.state == OptunaState.COMPLETE]
+        return [
+            optuna.trial.create_trial(
+                value=trial.values[0], params=trial.params, distributions=trial.distributions
+            )
+            for trial in found
+            if trial.values
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """How many trials are entered that were not handed out yet."""
+        with self._lock:
+            return sum(t.state == OptunaState.WAITING for t in self._frozen())
+
+    def outcome(self, command: str) -> str | None:
+        """What came of the command with this id; None while it has not been carried out."""
+        return self._attributes().get(f"command:{command}")
+
+    def trials(self) -> list[TrialRecord]:
+        """All trials by number."""
+        with self._lock:
+            attributes = self._storage.get_study_user_attrs(self._study_id)
+            return [self._record(t, attributes) for t in self._frozen() if t.state != OptunaState.WAITING]
+
+    def trial(self, number: int) -> TrialRecord:
+        """The trial with this number.
+
+        Raises:
+            ValueError: there is none.
+        """
+        with self._lock:
+            frozen = self._frozen()
+            if not 0 <= number < len(frozen) or frozen[number].state == OptunaState.WAITING:
+                raise ValueError(
+                    f"there is no trial {number} in sweep {self.name}; it has {len(frozen)} trials"
+                )
+            return self._record(frozen[number])
+
+    def unfinished(self) -> list[TrialRecord]:
+        """Trials that are running or paused; after a kill, those to take up again at `checkpoint`."""
+        return [t for t in self.trials() if not t.state.finished]
+
+    def best(self) -> TrialRecord | None:
+        """The trial with the best value, of equals the first; None while there is no value."""
+        trials = ranked(self.trials(), self.metric, self.goal)
+        return trials[0] if trials and trials[0].value(self.metric, self.goal) is not None else None
+
+    # Inside
+
+    def _forget(self) -> None:
+        """Read the journal afresh."""
+        self._records.clear()
+        self._load(None, None)
+        self._stale = False
+
+    def _attributes(self) -> Mapping[str, Any]:
+        with self._lock:
+            return self._storage.get_study_user_attrs(self._study_id)
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._study_id, deepcopy=False)
+
+    def _record(self, frozen: FrozenTrial, attributes: Mapping[str, Any] | None = None) -> TrialRecord:
+        if attributes is None:
+            attributes = self._storage.get_study_user_attrs(self._study_id)
+        deleted = attributes.get(f"deleted:{frozen.number}")
+        known = self._records.get(frozen.number)
+        # Optuna makes a new object of a trial that changes.
+        if known is not None and known[0] is frozen and known[1] == deleted:
+            return known[2]
+        record = to_record(frozen, self.seed, frozenset(deleted or ()))
+        self._records[frozen.number] = (frozen, deleted, record)
+        return record
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """All that is written within reaches the ledger in one write, or not at all on an exception.
+
+        Raises:
+            OSError: the ledger is out of reach, and has been for longer than the patience.
+        """
+        with self._lock:
+            if self._writing:
+                yield
+                return
+            self._writing = True
+            try:
+                with self._store.transaction():
+                    if self._stale or self._store.overtaken:
+                        self._forget()
+                    yield
+            except BaseException:
+                if self._store.atomic:
+                    self._stale = True  # what was not written must not stay in memory
+                    with suppress(OSError):
+                        self._forget()
+                raise
+            finally:
+                self._writing = False
 
 
 def derived_seed(seed: int, number: int, purpose: str) -> int:
@@ -226,12 +330,16 @@ def to_record(frozen: FrozenTrial, seed: int, deleted: frozenset[str]) -> TrialR
     stored = [value for key, value in attributes.items() if key.startswith("result:")]
     results = [Result.from_json(value) for value in stored]
     results = [replace(r, checkpoint=None) if r.checkpoint in deleted else r for r in results]
-    return TrialRecord(
+    found = TrialRecord(
         number=frozen.number,
         state=state,
         params=attributes.get("params", frozen.params),
         seed=attributes.get("seed", derived_seed(seed, frozen.number, "trial")),
         results=tuple(sorted(results, key=lambda r: r.epochs)),
         phases=tuple(PhaseRecord(**phase) for phase in attributes.get("phases", ())),
+        rulings=tuple(Ruling(**ruling) for ruling in attributes.get("rulings", ())),
+        note=attributes.get("note"),
         error=attributes.get("error"),
+        same_as=attributes.get("same_as"),
     )
+    return vetting.record(found)

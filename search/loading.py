@@ -92,6 +92,8 @@ def loads(
     Raises:
         SpecError: With everything that is wrong, one line each.
     """
+    if len(text) > _MAX_BYTES:
+        raise SpecError([f"{source}: must be at most {_MAX_BYTES:,} bytes, got {len(text):,}"])
     raw = _yaml(text, source)
     if not isinstance(raw, Mapping):
         got = "nothing" if raw is None else show(raw)
@@ -148,11 +150,20 @@ def _overridden(raw: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[
             problems.append(f"--set {override}: must be PATH=VALUE, such as search.trials=4")
             continue
         try:
-            _set(full, path.strip(), plain(_yaml(text, "value")))
+            _set(full, path.strip(), scalar(text))
             full = normal_form(full, problems)
         except SpecError as error:
             problems.extend(f"--set {override}: {line}" for line in error.problems)
     return full, problems
+
+
+def scalar(text: str) -> Any:
+    """One value as a command line gives it: YAML, in plain types.
+
+    Raises:
+        SpecError: it is no YAML.
+    """
+    return plain(_yaml(text, "value"))
 
 
 def _set(full: dict[str, Any], path: str, value: Any) -> None:

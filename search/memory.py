@@ -44,7 +44,7 @@ def rows(spec: SweepSpec) -> list[Row]:
         key = (trial.model.name, trial.model.revision)
         if key not in shapes:
             shapes[key] = read_shape(trial.model, trial.task)
-        found = _rows(trial, shapes[key], spec.resources.workers, device)
+        found = _rows(trial, shapes[key], spec.resources.fewest_workers, device)
         schedule = trial.training.unfreezing.schedule
         if schedule not in most or _peak(found) > _peak(most[schedule]):
             most[schedule] = found

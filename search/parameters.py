@@ -249,6 +249,9 @@ def _range(leaf: Leaf, name: str, given: Mapping[str, Any], at: str, wrong: list
         math.ceil(Decimal(repr(low)) / exact - _DUST),
         math.floor(Decimal(repr(high)) / exact + _DUST),
     )
+    # What rounding adds at an end may be what the setting, or a logarithm, does not take.
+    first += bool(leaf.check(multiple(first, step))[1]) or (log and first <= 0)
+    last -= bool(leaf.check(multiple(last, step))[1])
     if first > last:
         wrong.append(f"{at}: no multiple of q {show(step)} lies between min {show(low)} and max {show(high)}")
         return None

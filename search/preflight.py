@@ -11,9 +11,13 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from search import mirror
+from search.database import complaint
+from search.objectives import COSTS
 from search.problems import SpecError, hint
 from search.space import Categorical, Condition, IntUniform, Parameter, Uniform, active
 from search.spec import SweepSpec, trial_settings
+from search.trackers.wandb_login import key_in
 from training.config import ModelConfig, TrialConfig
 from training.data import Data, prepare
 from training.models import load_config, model_directory, num_blocks
@@ -43,18 +47,34 @@ def check(spec: SweepSpec) -> Facts:
         SpecError: with everything that is wrong, one line each.
     """
     problems: list[str] = []
+    url = spec.search.storage
+    wrong = None if url is None else complaint(url)
+    if wrong is not None:  # said alone, before anything could be written that has the URL in it
+        raise SpecError([f"search.storage: {wrong}"])
     metrics = [f"eval/{name}" for name in TASKS[spec.task.type].metrics]
     if spec.search.metric.name not in metrics:
         problems.append(
             f"search.metric.name: task {spec.task.type} does not report {spec.search.metric.name!r}"
             f"{hint(spec.search.metric.name, metrics)}"
         )
+    for number, objective in enumerate(spec.search.objectives):
+        if objective.name not in (*metrics, *COSTS):
+            problems.append(
+                f"search.objectives[{number}].name: task {spec.task.type} does not report "
+                f"{objective.name!r}{hint(objective.name, [*metrics, *COSTS])}"
+            )
     improving = spec.training.early_stopping.metric
     if improving not in metrics:
         problems.append(
             f"training.early_stopping.metric: task {spec.task.type} does not report {improving!r}"
             f"{hint(improving, metrics)}"
         )
+    wandb = spec.tracking.wandb
+    if wandb is not None and wandb.api_key_file is not None and wandb.mode in ("auto", "online"):
+        try:
+            key_in(wandb.api_key_file)
+        except ValueError as error:
+            problems.append(str(error))
     gpus = spec.resources.gpus_per_worker
     if gpus > 1 and not gpus.is_integer():
         problems.append(f"resources.gpus_per_worker: must be a whole number or less than 1, got {gpus:g}")
@@ -90,6 +110,7 @@ def check_writable(directory: Path, setting: str = "--storage") -> None:
     Raises:
         ValueError: if not, saying why.
     """
+    mirror.check_writable(directory, setting)
     nearest = next(place for place in (directory, *directory.parents) if os.path.lexists(place))
     try:
         with tempfile.NamedTemporaryFile(dir=nearest):
@@ -168,17 +189,9 @@ def extremes(parameter: Parameter) -> tuple[Any, ...]:
 
 
 def local_storage(storage: str) -> Path:
-    """The directory that `--storage` names.
+    """The directory in which the sweeps of `--storage` are worked on: itself, or a mirror of it.
 
     Raises:
-        ValueError: if it is not on this machine's file systems.
+        ValueError: if it is neither a directory nor a URI of a known kind.
     """
-    if storage.startswith("file://"):
-        storage = storage.removeprefix("file://")
-    if not storage.strip():
-        raise ValueError("--storage: must not be empty; give a directory, such as ./runs")
-    if "://" in storage:
-        raise ValueError(
-            f"--storage: {storage} is not a directory; give a local or mounted path, or file://PATH"
-        )
-    return Path(os.path.abspath(os.path.expanduser(storage)))
+    return mirror.open_storage(storage)

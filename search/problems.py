@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import types
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,6 +30,8 @@ _NAMES = {
 _MAX_INTEGER = 2**63
 _LONG = 80  # characters of a value that a message shows
 _MAX_VALUES, _MAX_DEPTH = 100_000, 32
+_MAX_TEXT = 10_000
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # What users of other tools tend to write.
 _HABITS = {
     "lr": "learning_rate",
@@ -225,11 +228,27 @@ def plain(value: Any) -> Any:
             return {k: copy(v, (*place, k if isinstance(k, str) else show(k))) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [copy(v, (*place, i)) for i, v in enumerate(value)]
-        if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, str):
+            return text(value, place)
+        if value is None or isinstance(value, bool | int | float):
             return value
         raise SpecError([f"{dotted(place)}: must be text, a number, a list or a mapping, got {show(value)}"])
 
     return copy(value, ())
+
+
+def text(value: str, place: Place) -> str:
+    """`value`, where it can be meant: it goes into paths, messages and terminals.
+
+    Raises:
+        SpecError: Where it is too long, or has control characters or ones that turn the direction of text.
+    """
+    if len(value) > _MAX_TEXT:
+        raise SpecError([f"{dotted(place)}: must be at most {_MAX_TEXT:,} characters, got {len(value):,}"])
+    for character in value:
+        if unicodedata.category(character) == "Cc" or character in _TURNING:
+            raise SpecError([f"{dotted(place)}: must not have control characters in it, got {show(value)}"])
+    return value
 
 
 def clean(annotation: Any, value: Any, place: Place, problems: list[str]) -> Any:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 Goal = Literal["maximize", "minimize"]
+RulingKind = Literal["stop", "pause", "hold", "promote"]
 
 
 class TrialState(StrEnum):
@@ -46,6 +47,8 @@ class Result:
     """Path or URI; None when none was saved, or when it has been deleted."""
     seconds: float = 0.0
     """The trial's training time so far, over all its sittings."""
+    gpu_seconds: float = 0.0
+    """GPUs held meanwhile, times seconds."""
 
     def to_json(self) -> dict[str, Any]:
         """For the ledger. JSON has no NaN and no infinity: those go in as text."""
@@ -56,6 +59,7 @@ class Result:
             "metrics": strict,
             "checkpoint": self.checkpoint,
             "seconds": float(self.seconds),
+            "gpu_seconds": float(self.gpu_seconds),
         }
 
     @classmethod
@@ -67,6 +71,7 @@ class Result:
             metrics=metrics,
             checkpoint=stored["checkpoint"],
             seconds=stored["seconds"],
+            gpu_seconds=stored.get("gpu_seconds", 0.0),
         )
 
 
@@ -78,6 +83,19 @@ class PhaseRecord:
     start_epoch: float
     thawed: str
     """For humans: `head`, `head + blocks 4-5`, `all`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruling:
+    """A decision on a trial other than to go on, as it was taken."""
+
+    decision: RulingKind
+    """`stop`: ends as pruned; `pause`: waits for its promotion; `hold`: waits for the sweep to go on;
+    `promote`: goes on."""
+    epochs: float
+    """Where the trial stood: the rung, where a scheduler decided."""
+    reason: str
+    """Who decided and why: the scheduler's name, `stop-trial`, a spent budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +111,25 @@ class TrialRecord:
     results: tuple[Result, ...] = ()
     """By epochs, ascending; one for each evaluation."""
     phases: tuple[PhaseRecord, ...] = ()
+    rulings: tuple[Ruling, ...] = ()
+    """Decisions on it, in the order in which they were taken."""
+    note: str | None = None
+    """Where it comes from, when it was not drawn: `enqueued`, `clone of trial 3`."""
     error: str | None = None
     """One line, when the trial failed or could not run."""
+    same_as: int | None = None
+    """The trial whose results these are, as this one would have repeated it."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was decided that it ends early: then no driver lets it run on."""
+        return any(ruling.decision == "stop" for ruling in self.rulings)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is paused for the sweep's sake and goes on first of all, no scheduler asked."""
+        decisions = [ruling.decision for ruling in self.rulings]
+        return self.state is TrialState.PAUSED and decisions[-1:] == ["hold"]
 
     @property
     def last(self) -> Result | None:
@@ -110,6 +145,11 @@ class TrialRecord:
     def seconds(self) -> float:
         """Training time up to the latest evaluation."""
         return self.results[-1].seconds if self.results else 0.0
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPUs held, times seconds, up to the latest evaluation."""
+        return self.results[-1].gpu_seconds if self.results else 0.0
 
     @property
     def checkpoint(self) -> str | None:

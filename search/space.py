@@ -194,6 +194,15 @@ class Normal:
 Distribution = Constant | Categorical | Uniform | IntUniform | Normal
 
 
+def contains(distribution: Distribution, value: object) -> bool:
+    """Whether `value` lies where the distribution draws from, if only with a probability of zero."""
+    if isinstance(distribution, Normal) or (isinstance(distribution, Uniform) and distribution.step is None):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return distribution.low <= value <= distribution.high
+    return distribution.takes(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """Another parameter has one of these values."""

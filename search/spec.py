@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from search.config import CheckpointsConfig, ResourcesConfig, SearchConfig, TrackingConfig
 from search.parameters import Leaf, build, to_block
 from search.problems import SpecError, bare, clean, dotted, explain, kinds, plain, settings
+from search.rules import broken
 from search.space import SearchSpace
 from training.config import DataConfig, ModelConfig, TaskConfig, TrainingConfig, TrialConfig
 
@@ -176,6 +177,8 @@ def parse(raw: Mapping[str, Any]) -> SweepSpec:
         problems += explain(
             [e for e in records if not (one_by_one and e["loc"][0] == "parameters")], SweepSpec
         )
+    else:
+        problems += broken(spec.space, spec.search, spec.resources)
     if problems:
         order = {name: i for i, name in enumerate(SweepSpec.model_fields)}
         problems.sort(key=lambda line: order.get(re.split(r"[.:\[]", line, maxsplit=1)[0], -1))
@@ -204,6 +207,11 @@ def normal_form(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         for key in _SHORT:
             if isinstance(name := search.get(key), str):
                 full["search"][key] = {"type": name}
+    if isinstance(resources := full.get("resources"), Mapping) and "prefix_store" in resources:
+        store = resources["prefix_store"]
+        short = {False: "recompute", "off": "recompute", True: "store", "on": "store", "auto": "store"}
+        if isinstance(store, str | bool):  # YAML reads `off` as false
+            full["resources"] = {**resources, "prefix_store": {"mode": short.get(store, store)}}
     if isinstance(parameters := full.get("parameters"), Mapping):
         flat: dict[Any, Any] = {}
         full["parameters"] = flat
@@ -247,6 +255,8 @@ def trial_settings(spec: SweepSpec, values: Mapping[str, Any], seed: int) -> Tri
         place[last] = checked
     if problems:
         raise SpecError(problems)
+    if any(objective.name == "cost/latency" for objective in spec.search.objectives):
+        sections["training"]["measure_latency"] = True
     made = {name: _adapter(kind).validate_python(sections[name]) for name, kind in _SEARCHED.items()}
     return TrialConfig(**made, data=spec.data, seed=seed)
 

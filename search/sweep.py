@@ -8,22 +8,31 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from search.loading import differences, loads, to_yaml
+from search import forecasts, mirror, warm_start
+from search.changes import ALLOWED, sorted_out
+from search.database import Database
+from search.drawing import Drawing
+from search.duplicates import Identity, untried
+from search.inbox import Inbox
+from search.life import SweepState, state_of
+from search.loading import loads, to_yaml
 from search.preflight import Facts, check_writable
+from search.presence import Presence
 from search.problems import hint
-from search.progress import Progress, View
-from search.records import TrialRecord
-from search.space import suggest
+from search.records import TrialRecord, TrialState
+from search.space import encode, suggest
 from search.spec import SweepSpec, trial_settings
+from search.steering import Helm
 from search.study import Study
 from training.config import TrialConfig
+from training.data import cache_root
 
 SPEC_FILE = "sweep.yaml"
 LEDGER_FILE = "study.journal"
@@ -31,8 +40,6 @@ DRAFT_FILE = ".sweep.yaml"
 IDENTITY_FILE = "sweep.json"
 _HALF_MADE = frozenset({IDENTITY_FILE, DRAFT_FILE})
 _STACK = ("thaw", "ray", "torch", "transformers", "deepspeed", "optuna")
-_TRACKER_PATIENCE_S = 10.0
-_INTERRUPTED_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +54,101 @@ class Sweep:
         """The study's journal."""
         return self.directory / LEDGER_FILE
 
-    def open(self) -> Study:
-        """The ledger, to write; made where it is missing."""
-        search = self.spec.search
+    def place(self, patience_s: float = 0.0) -> Path | Database:
+        """Where the ledger is."""
+        url = self.spec.search.storage
+        if url is None:
+            return self.ledger
+        identity = json.loads((self.directory / IDENTITY_FILE).read_text())
+        return Database(url=url, study=identity["study"], patience_s=patience_s)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a ledger."""
+        if self.spec.search.storage is not None:
+            try:
+                self.read()
+            except (ValueError, FileNotFoundError):
+                return False
+            return True
+        return self.ledger.exists() and self.ledger.stat().st_size > 0  # a kill may leave it empty
+
+    def repair(self) -> str | None:
+        """Make a damaged ledger readable again; what was lost, or None where it is sound."""
+        from search.repair import repair
+
+        mirror.claim(self.directory)
+        lost = repair(self.ledger) if self.ledger.exists() else None
+        if lost is not None:
+            mirror.push_changes(self.directory)  # the journal as it was
+            mirror.replace_journal(self.ledger)
+        return lost
+
+    def open(self, *, patience_s: float = 0.0) -> Study:
+        """The ledger, to write; made where it is missing.
+
+        Args:
+            patience_s: how long it goes on in memory while the directory is out of reach.
+        """
+        mirror.claim(self.directory)
+        search, space = self.spec.search, self.spec.space
+        several, automatic = bool(search.objectives), search.sampler.type == "auto"
         return Study.open(
-            self.ledger,
+            self.place(patience_s),
             name=self.spec.name,
-            suggest=partial(suggest, self.spec.space),
+            suggest=partial(suggest, space),
             metric=search.metric.name,
             goal=search.metric.goal,
-            sampler=search.sampler,
+            # What is best for one metric knows no other.
+            sampler=replace(search.sampler, type="nsga2") if several and automatic else search.sampler,
+            objectives=[(objective.name, objective.goal) for objective in search.objectives],
             seed=search.seed,
+            drawing=self._drawing(),
+            knowledge=self._knowledge,
+            patience_s=patience_s,
         )
+
+    def _knowledge(self) -> dict[str, Any]:
+        """What the sampler starts from: points to try first, and what earlier sweeps know."""
+        from search.points import first_points, stored
+
+        sources = warm_start.gather(self.spec, self.directory.parent)
+        return {
+            "points": [stored(self.spec.space, point) for point in first_points(self.spec)],
+            "prior": [trial for source in sources for trial in source.prior],
+        }
+
+    def _drawing(self) -> Drawing:
+        space = self.spec.space
+        identity = Identity(space=space, training=self.spec.training)
+
+        def left(known: Collection[str]) -> list[dict[str, Any]] | None:
+            points = untried(space, identity, known)
+            return None if points is None else [encode(space, point) for point in points]
+
+        return Drawing(duplicates=self.spec.search.duplicates, identity=identity, untried=left)
 
     def read(self) -> Study:
         """The ledger, to read only."""
-        return Study.read(self.ledger)
+        mirror.pull_journal(self.ledger)
+        return Study.read(self.place())
+
+    def helm(self) -> Helm:
+        """What commands are carried out on, where nobody drives the sweep."""
+        return Helm(study=self.read(), space=self.spec.space, trials=self.spec.search.trials)
+
+    def target(self, study: Study) -> int:
+        """How many trials it is to have, by its ledger or else by its file."""
+        return study.target or self.spec.search.trials
+
+    def state(self, study: Study | None = None) -> SweepState:
+        """Where it is in its life."""
+        study = study or self.read()
+        driven = Presence(self.directory).driver() is not None
+        trials = study.trials()
+        if not driven and is_exhausted(self.spec, trials) and all(t.state.finished for t in trials):
+            return SweepState.FINISHED
+        return state_of(study.life, trials, self.target(study), driven=driven)
 
     def trial_config(self, record: TrialRecord) -> TrialConfig:
         """Everything that determines a trial's result."""
@@ -81,51 +167,70 @@ def find(name: str, storage: Path) -> Sweep:
     """
     directory = storage / name
     path = directory / SPEC_FILE
-    if name in ("", ".", "..") or "/" in name or not path.is_file():
-        there = sorted(p.parent.name for p in storage.glob(f"*/{SPEC_FILE}"))
-        fix = hint(name, there) or "; it holds none, so check --storage, or start one with `run`"
-        raise ValueError(f"there is no sweep {name!r} in {storage}{fix}")
-    spec = loads(path.read_text(), source=str(path))
+    nameable = name not in ("", ".", "..") and "/" not in name and name.isprintable()
+    if nameable:
+        mirror.pull(directory)
+    if not nameable or not path.is_file():
+        fix = hint(name, names(storage)) or "; it holds none, so check --storage, or start one with `run`"
+        raise ValueError(f"there is no sweep {name!r} in {mirror.shown(storage)}{fix}")
+    spec = loads(path.read_text(), source=mirror.shown(path))
     # The directory may have been copied or renamed: then that is its name.
     return Sweep(spec=spec.model_copy(update={"name": name}), directory=directory)
 
 
-def check_name(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> None:
+def is_sweep(directory: Path) -> bool:
+    """Whether a sweep is there."""
+    place = mirror.place_of(directory)
+    return (directory / SPEC_FILE).is_file() if place is None else (place / SPEC_FILE).exists()
+
+
+def names(storage: Path) -> list[str]:
+    """The sweeps in `storage`."""
+    return [name for name in mirror.names(storage) if is_sweep(storage / name)]
+
+
+def check_name(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> list[str]:
     """Check that the name is free, or that of the same sweep on the same data.
 
     Args:
         facts: what the checks found out; without them the data's contents are not compared.
 
+    Returns:
+        What has changed in the sweep's file since it was begun, of what may; one line each.
+
     Raises:
         ValueError: if something else of this name is there.
     """
     directory = storage / spec.name
+    mirror.pull(directory)
     if not (directory / SPEC_FILE).exists():
-        theirs = [p.name for p in directory.iterdir()] if directory.is_dir() else []
+        theirs = mirror.names(directory)
         if not _HALF_MADE.issuperset(theirs):  # what is exported would replace what is there
             raise ValueError(
-                f"name: {directory} is there already and is not a sweep; give another name with "
-                f"--set name=..., or another --storage"
+                f"name: {mirror.shown(directory)} is there already and is not a sweep; "
+                f"give another name with --set name=..., or another --storage"
             )
-        return
+        warm_start.gather(spec, storage)  # what is wrong with it is told before anything is made
+        return []
     there = find(spec.name, storage).spec
     # The same data may lie elsewhere by now: their contents are compared.
     paths = {name: getattr(spec.data, name) for name in ("train", "validation", "test", "name")}
-    changes = differences(there.model_copy(update={"data": replace(there.data, **paths)}), spec)
+    allowed, changes = sorted_out(there.model_copy(update={"data": replace(there.data, **paths)}), spec)
     if facts is not None and not changes:
         identity = json.loads((directory / IDENTITY_FILE).read_text())
         if identity.get("data_fingerprint", facts.data_fingerprint) != facts.data_fingerprint:
             raise ValueError(
-                f"data: sweep {spec.name!r} in {storage} was begun with other examples, or with versions of "
-                f"transformers or tokenizers that cut them differently; bring those back, or give this one "
-                f"another name with --set name=..."
+                f"data: sweep {spec.name!r} in {mirror.shown(storage)} was begun with other examples, "
+                f"or with versions of transformers or tokenizers that cut them differently; "
+                f"bring those back, or give this one another name with --set name=..."
             )
     if changes:
         raise ValueError(
-            f"name: sweep {spec.name!r} is in {storage} already, with another file "
-            f"({'; '.join(changes[:5])}); give this one another name with --set name=..., "
-            f"or go on with that one with `resume {spec.name}`"
+            f"name: sweep {spec.name!r} is in {mirror.shown(storage)} already, with another file "
+            f"({'; '.join(changes[:5])}); of a sweep that has begun only {ALLOWED} may change; give this "
+            f"one another name with --set name=..., or go on with that one with `resume {spec.name}`"
         )
+    return allowed
 
 
 def create(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> Sweep:
@@ -134,105 +239,31 @@ def create(spec: SweepSpec, storage: Path, facts: Facts | None = None) -> Sweep:
     Raises:
         ValueError: see `check_name`.
     """
-    check_name(spec, storage, facts)
+    changes = check_name(spec, storage, facts)
     sweep = Sweep(spec=spec, directory=storage / spec.name)
-    if not (sweep.directory / SPEC_FILE).exists():
+    mirror.claim(sweep.directory)
+    begun = (sweep.directory / SPEC_FILE).exists()
+    if not begun:
         sweep.directory.mkdir(parents=True, exist_ok=True)
         identity = {
             "id": uuid.uuid4().hex,
+            "study": f"{spec.name}-{uuid.uuid4().hex[:8]}",
             "created": time.time(),
             "versions": versions(),
             "commit": commit(),
             **({"data_fingerprint": facts.data_fingerprint} if facts else {}),
         }
         (sweep.directory / IDENTITY_FILE).write_text(json.dumps(identity, indent=1))
+        forecasts.adopt(spec, cache_root(), sweep.directory)
+    if changes or not begun:
         draft = sweep.directory / DRAFT_FILE
         draft.write_text(to_yaml(spec))
         draft.rename(sweep.directory / SPEC_FILE)  # last: where it is, the sweep is
-    sweep.open()
-    return sweep
-
-
-def run(sweep: Sweep, *, facts: Facts, fits: int, progress: Progress) -> tuple[list[str], list[str]]:
-    """Run a sweep, or what is left of it, on the connected Ray cluster.
-
-    Args:
-        facts: what the checks found out.
-        fits: how many trials the cluster holds at a time.
-
-    Returns:
-        Where the trackers' results are, and what went wrong with them.
-    """
-    # Ray comes in here, and not where a ledger is only read.
-    from search import tuner
-    from search.driver import Driver
-    from search.schedulers import make_scheduler
-    from search.trackers import JsonlConfig, build
-    from training.gang import Order
-
-    spec = sweep.spec
+        mirror.push_changes(sweep.directory)
     study = sweep.open()
-    revision = commit()
-    identity = json.loads((sweep.directory / IDENTITY_FILE).read_text())
-    tracker = build({"jsonl": JsonlConfig(), "wandb": spec.tracking.wandb})
-    driver = Driver(
-        study=study,
-        scheduler=make_scheduler(spec.search.scheduler, spec.search.metric, spec.training),
-        tracker=tracker,
-        trials=spec.search.trials,
-        keep=spec.checkpoints.keep,
-        directory=sweep.directory,
-        sweep_id=identity["id"],
-        describe=lambda record: {
-            **flat_settings(sweep.trial_config(record)),
-            "data_fingerprint": facts.data_fingerprint,
-            "versions": versions(),
-            "commit": revision,
-        },
-    )
-    wanted = spec.resources.max_concurrent
-    concurrency = min(fits, spec.search.trials) if wanted == "auto" else min(fits, wanted)
-    began = time.monotonic()
-
-    def show() -> None:
-        progress.update(
-            View(
-                name=spec.name,
-                metric=study.metric,
-                goal=study.goal,
-                trials=driver.records(),
-                total=spec.search.trials,
-                concurrency=concurrency,
-                elapsed_s=time.monotonic() - began,
-                live=dict(driver.steps),
-                notice=None
-                if driver.steps or any(t.results for t in driver.records())
-                else "starting workers",
-            )
-        )
-
-    scratch = sweep.directory / ".ray"
-    patience_s = _INTERRUPTED_PATIENCE_S
-    try:
-        tuner.run(
-            driver,
-            order=lambda record: Order(
-                trial=record.number,
-                config=sweep.trial_config(record),
-                directory=str(sweep.trial_directory(record.number)),
-            ),
-            workers=spec.resources.workers,
-            cpus_per_worker=spec.resources.cpus_per_worker,
-            gpus_per_worker=spec.resources.gpus_per_worker,
-            concurrency=concurrency,
-            scratch=scratch,
-            on_change=show,
-        )
-        patience_s = _TRACKER_PATIENCE_S
-    finally:
-        tracker.close(patience_s)
-        shutil.rmtree(scratch, ignore_errors=True)
-    return tracker.locations(), list(tracker.warnings)
+    if study.target is not None and study.target < spec.search.trials:
+        study.aim(spec.search.trials)
+    return sweep
 
 
 def export(sweep: Sweep, record: TrialRecord, directory: Path) -> None:
@@ -251,25 +282,37 @@ def export(sweep: Sweep, record: TrialRecord, directory: Path) -> None:
         )
     from training.export import export as write  # brings in torch
 
-    write(sweep.trial_config(record), Path(best.checkpoint), directory)
+    write(sweep.trial_config(record), mirror.checkpoint(best.checkpoint, sweep.directory), directory)
 
 
-def export_best(sweep: Sweep, record: TrialRecord) -> Path:
+def export_best(sweep: Sweep, record: TrialRecord) -> str:
     """Write the best trial's model to the sweep's directory, in place of an earlier one; returns where."""
     directory, fresh = sweep.directory / "best", sweep.directory / ".best"
     shutil.rmtree(fresh, ignore_errors=True)
     export(sweep, record, fresh)
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
-    return directory
+    mirror.put_model(directory)
+    return mirror.shown(directory)
 
 
 def is_finished(sweep: Sweep) -> bool:
     """Whether no trial is left to run."""
-    if not sweep.ledger.exists() or not sweep.ledger.stat().st_size:  # a kill may leave it empty
+    if not sweep.begun:
         return False
-    trials = sweep.read().trials()
-    return len(trials) >= sweep.spec.search.trials and all(trial.state.finished for trial in trials)
+    study = sweep.read()
+    return (
+        not study.waiting
+        and not Inbox(sweep.directory).commands()
+        and sweep.state(study) is SweepState.FINISHED
+    )
+
+
+def is_exhausted(spec: SweepSpec, trials: Sequence[TrialRecord]) -> bool:
+    """Whether every point of the space has been tried, where none is to be tried twice."""
+    identity = Identity(space=spec.space, training=spec.training)
+    known = {identity(t.params) for t in trials if t.state is not TrialState.FAILED}
+    return spec.search.duplicates == "redraw" and untried(spec.space, identity, known) == []
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:

@@ -5,37 +5,44 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import PlacementGroupID, tune
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray import tune
+from ray.tune.execution import class_cache
 
+from search.budget import DEFAULT_PRICE
 from search.driver import Driver
 from search.records import TrialRecord
 from search.schedulers.tune import TuneScheduler
-from search.searcher import StudySearcher
+from search.searcher import Allowed, StudySearcher
 from search.trainable import GangTrainable
-from training.gang import GangConfig, Mustered, Order
+from training.config import PrefixStoreConfig
+from training.gang import GangConfig, Order
+from training.gang.orphans import reap
 
 _LISTEN_INTERVAL_S = 0.25
+_NODE_GROUP = "ray.io/node-group"
 _REAP_INTERVAL_S = 2.0
 # Of a trial whose trainable was killed; each starts a gang anew and goes on from a checkpoint.
-_RESTARTS = 3
+_RESTARTS = 10
+# Owners of gangs are small: they need not be on nodes that may be taken away, as workers are.
+_NOT_SPOT = {"ray.io/market-type": "!spot"}
 
 
 class _Feed:
     """Courses and progress of all trials, kept until the driver fetches them. An actor."""
 
     def __init__(self) -> None:
-        self._items: list[tuple[int | None, Any]] = []
+        self._items: list[tuple[int, Any]] = []
 
-    def push(self, trial: int | None, news: Any) -> None:
+    def push(self, trial: int, news: Any) -> None:
         self._items.append((trial, news))
 
-    def drain(self) -> list[tuple[int | None, Any]]:
+    def drain(self) -> list[tuple[int, Any]]:
         items, self._items = self._items, []
         return items
 
@@ -45,9 +52,12 @@ def run(
     *,
     order: Callable[[TrialRecord], Order],
     workers: int,
+    min_workers: int,
     cpus_per_worker: int,
     gpus_per_worker: float,
+    prefix_store: PrefixStoreConfig,
     concurrency: int,
+    allowed: Allowed | None,
     scratch: Path,
     on_change: Callable[[], None],
 ) -> None:
@@ -55,6 +65,7 @@ def run(
 
     Args:
         concurrency: trials at a time, each on a gang of its own.
+        allowed: how many of them, where other sweeps share the cluster.
         scratch: directory for Ray's own files.
         on_change: called a few times a second, from another thread.
     """
@@ -65,24 +76,30 @@ def run(
     # Ctrl-C is ours: Tune would wait for the running trials' next evaluations.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    feed: Any = ray.remote(_Feed).options(num_cpus=0).remote()
+    _keep_keys_home()
+    # Where the driver is, and with it never on a node that may be taken away.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    feed: Any = ray.remote(_Feed).options(num_cpus=0, label_selector=here).remote()
     gang = GangConfig(
         workers=workers,
+        min_workers=min_workers if min_workers < workers else None,
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
+        prefix_store=prefix_store,
         storage=str(scratch / "train"),
         feed=feed,
     )
     trainable = tune.with_resources(
         tune.with_parameters(GangTrainable, gang=gang),
         # Next to nothing, but not nothing, and no CPU: those are the gang's.
-        tune.PlacementGroupFactory([{"memory": 1}]),
+        tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[_NOT_SPOT]),
     )
+    searcher = StudySearcher(driver, order=order, concurrency=concurrency, allowed=allowed)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(driver, order=order, concurrency=concurrency),
-            scheduler=TuneScheduler(driver),
+            search_alg=searcher,
+            scheduler=TuneScheduler(driver, searcher.spare),
             num_samples=-1,
             reuse_actors=True,
         ),
@@ -105,38 +122,34 @@ def run(
         listener.join()
 
 
+def node_types() -> dict[str, int]:
+    """The cluster's nodes by type: Ray's node group, `default` where a node is in none."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return dict(Counter(node.get("Labels", {}).get(_NODE_GROUP) or DEFAULT_PRICE for node in alive))
+
+
+def _keep_keys_home() -> None:
+    """Keep Tune from sending the driver's AWS keys to its trainables: they would stand in process lists.
+
+    Workers have the keys of their node, as every process there.
+    """
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
+
+
 def _listen(driver: Driver, feed: Any, on_change: Callable[[], None], ended: threading.Event) -> None:
     """Hand the feed's items to the driver until the sweep has ended and the feed is dry."""
-    gangs: dict[str, Any] = {}
     reaped_at = time.monotonic()
     while True:
         last = ended.wait(_LISTEN_INTERVAL_S)
         try:
             for trial, news in ray.get(feed.drain.remote()):
-                if isinstance(news, Mustered):
-                    gangs[news.placement_group] = news.channel
-                else:
-                    driver.heard(trial, news)
+                driver.heard(trial, news)
             if time.monotonic() - reaped_at > _REAP_INTERVAL_S:
-                _reap(gangs)
+                reap()
                 reaped_at = time.monotonic()
         except ray.exceptions.RayError:
             return  # the cluster is going
         on_change()
         if last:
             return
-
-
-def _reap(gangs: dict[str, Any]) -> None:
-    """Free the resources of gangs whose owner died, and forget those.
-
-    Ray does it too, but only where its dashboard runs.
-    """
-    for group, channel in list(gangs.items()):
-        try:
-            ray.get(channel.ping.remote(), timeout=_REAP_INTERVAL_S)
-        except ray.exceptions.GetTimeoutError:
-            continue
-        except ray.exceptions.RayActorError:
-            del gangs[group]
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

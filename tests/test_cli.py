@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import launch
+from search.commands.options import where
 from search.schema import json_schema
 from tests.cli import Thaw, caller, write_sweep
 from tests.conftest import REPOSITORY
@@ -72,8 +73,8 @@ def test_the_console_script_is_the_same_program(tmp_path: Path) -> None:
 
 def test_commands_to_go_on_with_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert launch._where(tmp_path / "runs") == ""
-    assert launch._where(tmp_path / "my runs") == f" --storage '{tmp_path}/my runs'"
+    assert where(tmp_path / "runs") == ""
+    assert where(tmp_path / "my runs") == f" --storage '{tmp_path}/my runs'"
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_the_schema_takes_sweeps_that_are_right(schema: dict[str, Any], tmp_path
         ("parameters.learnin_rate", {"value": 1.0}),
         ("parameters.batch_size", {"valeus": [1]}),
         ("parameters.batch_size", {"values": ["many"]}),
-        ("search.sampler", "grid"),
+        ("search.sampler", "grids"),
         ("search.scheduler", {"type": "asha", "eta": 3}),
         ("search.trials", 0),
         ("search.metric.goal", "up"),

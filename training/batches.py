@@ -43,7 +43,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
     """The global batches of one epoch: int64 [batch_size] each, the last one what is left over.
 
     All examples are shuffled and cut into pools of 50 batches. In a pool they are sorted by
-    padded width, those of one width staying in random order, and cut into batches, which are
+    length, those of one length staying in random order, and cut into batches, which are
     shuffled over the epoch. What does not fill a batch is drawn evenly from all examples and
     comes last, so every step before it has exactly `batch_size` examples.
 
@@ -52,11 +52,11 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, _SHUFFLE_TAG])))
     order = rng.permutation(len(lengths)).astype(np.int64)
     full = len(order) - len(order) % batch_size
-    buckets = -(-np.asarray(lengths) // WIDTH_MULTIPLE)
+    lengths = np.asarray(lengths)
     batches: list[np.ndarray] = []
     for start in range(0, full, _POOL_BATCHES * batch_size):
         pool = order[start : min(start + _POOL_BATCHES * batch_size, full)]
-        pool = pool[np.argsort(buckets[pool], kind="stable")]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches.extend(pool.reshape(-1, batch_size))
     batches = [batches[i] for i in rng.permutation(len(batches))]
     if full < len(order):

@@ -13,30 +13,26 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.config import TrialConfig
+from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest, text
 from training.optim import Slots
+from training.store import DamagedFile, Place, get_files, patience_s
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-_KEYS = {
-    "identity",
-    "step",
-    "seconds",
-    "optimizer_steps",
-    "loss_scale",
-    "phase",
-    "history",
-    "files",
-    "sha256",
-}
+__all__ = ["MANIFEST", "CheckpointError", "DamagedCheckpoint", "read_manifest"]
+
+
+# For a store that is away; a trial would be lost for nothing else.
+_PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +45,10 @@ class State:
     """fp32 values of every tensor that thawed so far, or that the pretrained model lacked."""
     slots: Mapping[str, Slots] = field(default_factory=dict)
     """The optimizer's state of every tensor that thawed so far."""
-    loss_scale: float | None = None
-    """Dynamic loss scale (fp16)."""
+    scaler: Mapping[str, float] | None = None
+    """State of the dynamic loss scale (fp16)."""
+    losses: tuple[float, ...] = ()
+    """The latest training losses: three in a row that are not finite end a trial."""
     seconds: float = 0.0
     """Seconds of training so far, over all processes that worked on the trial."""
 
@@ -61,6 +59,7 @@ class Told:
 
     step: int
     metrics: Mapping[str, float]
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +67,12 @@ class Checkpoint:
     """A state, where it lies, and the trial's evaluations up to it; the last one is its own."""
 
     path: Path
+    """Where it lies, or what it was copied to, on this machine."""
+    location: str
+    """Where it lies for everyone: a path, or a URI."""
     state: State
     phase: str
     history: tuple[Told, ...]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used."""
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that is not whole, or was altered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +108,20 @@ class Draft:
     commits. Until then nothing stands under the checkpoint's name.
 
     Args:
+        path: the checkpoint, beside which it is drafted.
         token: the same on all ranks, and new for every draft.
+        remote: the trial's place in an object store, where the checkpoint is to lie in the end.
     """
 
-    def __init__(self, path: Path, state: State, *, rank: int, ranks: int, token: str) -> None:
+    def __init__(
+        self, path: Path, state: State, *, rank: int, ranks: int, token: str, remote: Place | None = None
+    ) -> None:
         self.path = path
         self.state = state
+        self._remote = None if remote is None else remote / path.name
         self._place = path.with_name(f".{path.name}.{token}")
-        self._part = f"{rank:05d}-of-{ranks:05d}"
+        # In an object store no name appears at once with all below it: there a draft is told by its files'.
+        self._part = f"{rank:05d}-of-{ranks:05d}{'' if remote is None else f'.{token}'}"
         names = sorted(state.weights)[rank::ranks]
         self._weights = {name: state.weights[name].contiguous() for name in names}
         self._slots = {
@@ -155,24 +155,41 @@ class Draft:
     ) -> Checkpoint:
         """Make the checkpoint count: `files` are those of all ranks, all written. Rank 0 only."""
         state = self.state
-        manifest = {
-            "format": FORMAT,
-            "identity": asdict(identity),
-            "step": state.step,
-            "seconds": state.seconds,
-            "optimizer_steps": {name: slots.steps for name, slots in state.slots.items()},
-            "loss_scale": state.loss_scale,
-            "phase": phase,
-            "history": [asdict(told) for told in history],
-            "files": dict(files),
-        }
-        with (self._place / MANIFEST).open("w") as file:
-            json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._place.rename(self.path)
-        return Checkpoint(path=self.path, state=state, phase=phase, history=tuple(history))
+        manifest = text(
+            {
+                "identity": asdict(identity),
+                "step": state.step,
+                "seconds": state.seconds,
+                "optimizer_steps": {name: slots.steps for name, slots in state.slots.items()},
+                "scaler": None if state.scaler is None else dict(state.scaler),
+                "losses": list(state.losses),
+                "phase": phase,
+                "history": [asdict(told) for told in history],
+                "files": dict(files),
+            }
+        )
+        if self._remote is not None:
+            (self._remote / MANIFEST).write(manifest.encode(), patience=patience_s(_PATIENCE_S))
+            shutil.rmtree(self._place, ignore_errors=True)
+        else:
+            with (self._place / MANIFEST).open("w") as file:
+                file.write(manifest)
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._place.rename(self.path)
+        return Checkpoint(
+            path=self.path,
+            location=str(self._remote or self.path),
+            state=state,
+            phase=phase,
+            history=tuple(history),
+        )
+
+    def discard(self) -> None:
+        """Remove what was written of it on this machine, once nothing more is."""
+        self._thread.join()
+        shutil.rmtree(self._place, ignore_errors=True)
 
     def _write(self) -> None:
         try:
@@ -181,6 +198,9 @@ class Draft:
                 file = self._place / f"{kind}-{self._part}.safetensors"
                 save_file(tensors, file)
                 self._files[file.name] = _describe(file)
+                if self._remote is not None:
+                    (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))
+                    file.unlink()
         except BaseException as error:
             self._failure = error
 
@@ -191,15 +211,42 @@ def clean(directory: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def newest(directory: Path, identity: Identity) -> Checkpoint | None:
+def drop(directory: Path, remote: Place | None, *, keep: Container[int], before: int) -> None:
+    """Delete the checkpoints of steps before `before` that are not in `keep`. What cannot be is left."""
+    names = [path.name for path in directory.glob("step-*")]
+    if remote is not None:
+        names = sorted({name.partition("/")[0] for name in remote.files() if name.startswith("step-")})
+    for name in names:
+        step = name.removeprefix("step-")
+        if not step.isdigit() or int(step) >= before or int(step) in keep:
+            continue
+        if remote is None:
+            shutil.rmtree(directory / name, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                (remote / name).remove_tree()
+
+
+def newest(directory: Path, identity: Identity, remote: Place | None = None) -> Checkpoint | None:
     """The newest usable checkpoint in a trial's directory; one that is damaged is passed over.
+
+    Args:
+        remote: the trial's place in an object store; `directory` is where they are copied to then.
 
     Raises:
         CheckpointError: if it belongs to another trial, model or data set.
+        StorageError: if the object store cannot be read.
     """
     damaged = None
-    for path in sorted(directory.glob("step-*"), reverse=True):
+    if remote is None:
+        names = [path.name for path in directory.glob("step-*")]
+    else:
+        names = [name.partition("/")[0] for name in remote.files() if name.endswith(f"/{MANIFEST}")]
+    for name in sorted(names, reverse=True):
+        path = directory / name
         try:
+            if remote is not None:
+                fetch(remote / name, path)
             manifest = read_manifest(path)
             if manifest["identity"] != asdict(identity):
                 theirs = [
@@ -210,36 +257,35 @@ def newest(directory: Path, identity: Identity) -> Checkpoint | None:
         except DamagedCheckpoint as error:
             damaged = error
             continue
-        history = tuple(Told(**told) for told in manifest["history"])
-        return Checkpoint(path=path, state=state, phase=manifest["phase"], history=history)
+        finally:
+            if remote is not None:  # it is in memory now
+                shutil.rmtree(path, ignore_errors=True)
+        return Checkpoint(
+            path=path,
+            location=str(path if remote is None else remote / name),
+            state=state,
+            phase=manifest["phase"],
+            history=tuple(Told(**told) for told in manifest["history"]),
+        )
     if damaged is not None:
         warnings.warn(f"no usable checkpoint, so the trial starts anew: {damaged}", stacklevel=2)
     return None
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint at `path`.
+def fetch(place: Place, path: Path) -> None:
+    """Copy the checkpoint at `place` to `path`, which is on this machine.
 
     Raises:
-        CheckpointError: if there is none, or one of another format.
+        DamagedCheckpoint: if it is not whole, or was altered.
+        StorageError: if it cannot be read.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that was cut short: {error}") from error
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise DamagedCheckpoint(
-            f"{path}: not a checkpoint, or one that was altered: no format in its manifest"
-        )
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: checkpoint format {manifest['format']!r}, this version reads {FORMAT}"
-        )
-    if missing := sorted(_KEYS - manifest.keys()):
-        raise DamagedCheckpoint(f"{path}: the manifest lacks {', '.join(missing)}")
-    if manifest["sha256"] != _digest(manifest):
-        raise DamagedCheckpoint(f"{path}: the manifest was altered: it does not match its checksum")
-    return manifest
+        (place / MANIFEST).download(path / MANIFEST)
+        get_files(place, read_manifest(path)["files"], path)
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{place}: not a checkpoint, or one that was cut short") from error
+    except DamagedFile as error:
+        raise DamagedCheckpoint(str(error)) from error
 
 
 def load_weights(path: Path, model: str) -> dict[str, Tensor]:
@@ -262,6 +308,8 @@ def _load(path: Path, manifest: Mapping[str, Any]) -> State:
     stored: dict[str, dict[str, Tensor]] = {name: {} for name in manifest["optimizer_steps"]}
     for key, tensor in _read(path, manifest, "slots").items():
         kind, _, name = key.partition("/")
+        if name not in stored:
+            raise DamagedCheckpoint(f"{path}: the manifest counts no steps of {name[:200]!r}")
         stored[name][kind] = tensor
     return State(
         step=manifest["step"],
@@ -270,15 +318,10 @@ def _load(path: Path, manifest: Mapping[str, Any]) -> State:
             name: Slots(tensors=stored[name], steps=steps)
             for name, steps in manifest["optimizer_steps"].items()
         },
-        loss_scale=manifest["loss_scale"],
+        scaler=manifest["scaler"],
+        losses=tuple(manifest["losses"]),
         seconds=manifest["seconds"],
     )
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """Of all that a manifest says, besides the digest itself."""
-    said = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path, manifest: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
@@ -287,7 +330,10 @@ def _read(path: Path, manifest: Mapping[str, Any], kind: str) -> dict[str, Tenso
     for name, described in manifest["files"].items():
         if name.startswith(f"{kind}-"):
             _verify(path / Path(name).name, described)
-            tensors |= load_file(path / Path(name).name)
+            try:
+                tensors |= load_file(path / Path(name).name)
+            except SafetensorError as error:
+                raise DamagedCheckpoint(f"{path / name}: not tensors: {error}") from error
     return tensors
 
 

@@ -207,6 +207,23 @@ class TrainingConfig:
     """Evaluations (and checkpoints, and chances to stop) in each epoch."""
     log_every: Annotated[int, Ge(1), Le(10)] = 10
     """Optimizer steps between two reports of the training loss."""
+    measure_latency: bool = False
+    """Whether each evaluation measures `cost/latency`; set where it is an objective of the search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixStoreConfig:
+    """Where the output of frozen blocks is kept on each node. It makes trials faster, never different."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    mode: Literal["store", "recompute"] = "store"
+    """`store`: computed once and read by all trials; `recompute`: computed again for every batch."""
+    memory: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
+    """GB of memory for it, 0 for none; `auto`: a quarter of what is free."""
+    disk: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
+    """GB of disk for what memory does not hold, where reading is faster than computing, 0 for none;
+    `auto`: a tenth of what is free."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,32 +12,45 @@ import torch
 from torch import Tensor
 
 from training import batches, checkpoint, memory, optim, suffix
-from training.checkpoint import Checkpoint, State, Told
-from training.config import TrainingConfig, TrialConfig
-from training.engine import Engine, compute_dtype, engine
-from training.evaluate import evaluate, tensors
-from training.optimizers import OPTIMIZERS, check
+from training.checkpoint import State
+from training.config import TrialConfig
+from training.engine import Engine, GradientOverflow
+from training.opening import Opened, opened
+from training.optimizers import check
 from training.plan import Stretch, plan
-from training.prefix import Prefix
-from training.proof import BrokenProof, Witness, prove
-from training.reporter import Course, Evaluation, PhaseOutline, Progress, Reporter, Verdict
+from training.probe import fitting
+from training.proof import BrokenProof, Witness, prove, step_sizes
+from training.reporter import Reporter, Verdict
+from training.reports import report_course, report_evaluation, report_progress, report_saved, save
 from training.rng import derive
-from training.schedules import describe
+from training.sizes import Moment, Sizes, key, smaller, tighter
+from training.store import Place
 from training.suffix import Weights
+from training.team import Team
 from training.trial import (
-    PATIENCE_STEPS,
     Diverged,
     Infeasible,
+    Losses,
     OutOfMemory,
-    TooLarge,
     Trial,
     class_weights,
     is_last,
+    is_out_of_memory,
 )
 from training.workspace import Workspace
 
-# What is left of a gradient at least, where micro-batches and ranks cancel each other.
-_UNCANCELLED = 2.0**-6
+
+class _TooLarge(Exception):
+    """Something did not fit.
+
+    Args:
+        state: as if nothing of it had happened, to be repeated from; None where there are several workers.
+    """
+
+    def __init__(self, moment: Moment, state: State | None, message: str) -> None:
+        super().__init__(message)
+        self.moment: Moment = moment
+        self.state = state
 
 
 def train(
@@ -47,68 +59,67 @@ def train(
     workspace: Workspace,
     reporter: Reporter,
     directory: Path,
-    micro_limit: int | None = None,
+    remote: Place | None = None,
+    limits: Mapping[str, Sizes] | None = None,
 ) -> Verdict:
     """Train one trial, from its newest checkpoint if it has one. Every rank calls it alike.
 
     Args:
         directory: where its checkpoints are, seen by all ranks.
-        micro_limit: largest micro-batch that is known to fit, where that is known.
+        remote: where they are instead, in an object store; `directory` is this rank's scratch then.
+        limits: what is known of memory from elsewhere, by `training.sizes.key`.
 
     Returns:
-        CONTINUE when it ran to its end, STOP when the reporter stopped it.
+        CONTINUE when it ran to its end, STOP when the reporter stopped it, LEAVE when it is to go on
+        elsewhere, from the checkpoint just written.
 
     Raises:
         ValueError: where the configuration does not fit the model or the data.
         BrokenProof: where a phase did not train what its schedule says.
         Diverged: where the loss is no longer finite.
         Infeasible: where even a micro-batch of one example does not fit in memory.
-        OutOfMemory: where a step does not fit, and there are several workers.
+        OutOfMemory: where something does not fit, and there are several workers.
     """
     check(config.training)
     team = workspace.team
     setting = workspace.open(config)
+    for at, known in (limits or {}).items():
+        setting.limits[at] = tighter(known, setting.limits.get(at))
     course = plan(
         config.training,
         num_blocks=setting.blocks.num_blocks,
         num_examples=len(setting.data.train),
         seed=config.seed,
     )
+    if team.leads and remote is None:
+        checkpoint.clean(directory)
+    belongs = checkpoint.identity(config, model=setting.fingerprint, data=setting.data.fingerprint)
+    found = checkpoint.newest(directory, belongs, remote)
+    state = found.state if found else State(step=0, weights=setting.fresh_weights(config.seed))
     trial = Trial(
         config=config,
+        identity=belongs,
         setting=setting,
         plan=course,
         team=team,
         reporter=reporter,
         directory=directory,
-        history=[],
-        class_weights=class_weights(config, setting, team),
+        remote=remote,
+        history=list(found.history) if found else [],
+        class_weights=class_weights(config, setting),
+        losses=Losses(state.losses, state.step),
     )
-    if micro_limit is not None:
-        limits = setting.micro_limits
-        limits.update(
-            {
-                at: min(micro_limit, limits.get(at, micro_limit))
-                for at in range(-1, setting.blocks.num_blocks + 1)
-            }
-        )
-    if team.leads:
-        checkpoint.clean(directory)
-    found = checkpoint.newest(directory, trial.identity)
-    state = found.state if found else State(step=0, weights=setting.fresh_weights(config.seed))
-    if team.leads:
-        reporter.started(_outline(trial, state.step))
-    if found:
-        trial.history.extend(found.history)
+    report_course(trial, state.step)
+    if found and found.state.step in course.evaluations:
         # Its evaluation may not have reached anyone before the trial was cut off: it is told again.
-        if _report_evaluation(trial, found) is Verdict.STOP:
+        if report_saved(trial, found) is Verdict.STOP:
             return Verdict.STOP
         if is_last(trial):
             return Verdict.CONTINUE
     for stretch in course.stretches:
         if state.step < stretch.stop:
             verdict, state = _run_phase(trial, stretch, state)
-            if verdict is Verdict.STOP:
+            if verdict is not Verdict.CONTINUE:
                 return verdict
             if trial.history and is_last(trial):
                 break
@@ -116,97 +127,92 @@ def train(
 
 
 def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, State]:
-    """One phase, on one engine; where that runs out of memory, on another with smaller micro-batches."""
-    boundary = suffix.boundary(stretch.phase, trial.setting.blocks, state.weights)
+    """One phase, on one engine; where that runs out of memory, on another with smaller batches."""
+    setting, team = trial.setting, trial.team
+    boundary = suffix.boundary(stretch.phase, setting.blocks, state.weights)
+    at = key(trial.config.training, stretch.phase, boundary)
+    released = False
     while True:
-        micro_batch = trial.micro_batch(boundary)
+        sizes = None
         try:
-            return _run_engine(trial, stretch, state, boundary, micro_batch)
-        except TooLarge as too_large:
-            state = too_large.state
-            if micro_batch == 1:
-                raise Infeasible(_shortage(trial, stretch)) from too_large
-            trial.setting.micro_limits[boundary] = micro_batch // 2
+            with _watched("engine", team, state):
+                sizes = fitting(trial, stretch.phase, state, at)
+            return _run_engine(trial, stretch, state, sizes)
+        except _TooLarge as error:
+            fewer = smaller(sizes, error.moment, longest=setting.max_length) if sizes else None
+            again = error.moment == "engine" and not released and team.size == 1
+            if fewer is None and not again:
+                failure = OutOfMemory(at, None, _shortage(trial, stretch))
+                raise (failure if team.size > 1 else Infeasible(str(failure))) from None
+            if team.size > 1:
+                raise OutOfMemory(at, fewer, str(error)) from None
+            if fewer is not None:
+                setting.limits[at] = tighter(fewer, setting.limits.get(at))
+            state = error.state or state
+        trial.losses.rewind(state.step)
+        # What the failure held went with it just now.
+        setting.release(team.device)
+        released = True
 
 
-def _run_engine(
-    trial: Trial, stretch: Stretch, state: State, boundary: int, micro_batch: int
-) -> tuple[Verdict, State]:
+def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> tuple[Verdict, State]:
     """Steps, evaluations and proof of a phase on one engine."""
     training, team, blocks = trial.config.training, trial.team, trial.setting.blocks
-    began = time.monotonic() - state.seconds
-    module = suffix.build(stretch.phase, blocks, state.weights, dropout=training.dropout).to(team.device)
-    if training.activation_checkpointing:
-        suffix.recompute_activations(module)
-    thawed = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    present = Weights(blocks, state.weights)
-    before = {name: present[name] for name in thawed}
-    groups = optim.groups(
-        thawed,
-        blocks=blocks,
-        shapes={name: tensor.shape for name, tensor in before.items()},
-        ages={name: slots.steps for name, slots in state.slots.items()},
-        training=training,
-    )
-    dtype = compute_dtype(training.precision)
-    prefix = Prefix(module=None if boundary < 0 else trial.setting.prefix(boundary, dtype, team.device))
-    verdict = Verdict.CONTINUE
+    began, begun = time.monotonic() - state.seconds, state.step
+    done, largest, verdict = begun, 0.0, Verdict.CONTINUE
+    with ExitStack() as stack:
+        with _watched("engine", team, state):
+            phase = stack.enter_context(opened(trial, stretch.phase, state))
+        live = phase.engine
 
-    with engine(
-        module,
-        groups=groups,
-        weights=state.weights,
-        slots=state.slots,
-        training=training,
-        team=team,
-        loss_scale=state.loss_scale,
-    ) as live:
-        del module
+        def snapshot() -> State:
+            return _snapshot(trial, state, live, done, time.monotonic() - began)
+
         suffix.set_modes(live.module, stretch.phase, blocks)
-        witness = Witness(live.module)
-        losses: list[Tensor] = []
-        factors: list[float] = []
-        for step in range(state.step, stretch.stop):
-            factor = optim.lr_factor(
-                step, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
-            )
-            try:
-                losses.append(_step(trial, step, live, prefix, factor, micro_batch))
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if team.size > 1:
-                    raise OutOfMemory(micro_batch, str(error)) from error
-                raise TooLarge(_snapshot(state, live, step, time.monotonic() - began)) from error
-            factors.append(factor)
-            witness.settle()
-            done = step + 1
-            evaluates = done in trial.plan.evaluations
-            if len(factors) == 1 or done % training.log_every == 0 or evaluates or done == stretch.stop:
-                rates = [group.learning_rate * factor for group in groups]
-                values = _report_progress(trial, stretch, done, losses, rates)
-                for at, value in enumerate(values, done - len(values) + 1):
-                    trial.losses.append(value)
-                    if len(trial.losses) == PATIENCE_STEPS and not any(map(math.isfinite, trial.losses)):
-                        raise Diverged(f"the training loss is {value} at step {at}")
-                losses.clear()
-            if evaluates:
-                state = _snapshot(state, live, done, time.monotonic() - began)
-                verdict = _evaluate(trial, stretch, state, live, prefix)
+        witness = Witness(live.module, live.loss_scale)
+        while True:
+            if trial.owes_evaluation(done):
+                state = snapshot()
+                with _watched("evaluation", team, state):
+                    verdict = report_evaluation(
+                        trial, stretch, state, phase, batch_tokens=sizes.evaluation_tokens
+                    )
                 if verdict is Verdict.STOP or is_last(trial):
                     break
                 suffix.set_modes(live.module, stretch.phase, blocks)
-        else:
-            if state.step < stretch.stop:
-                state = _snapshot(state, live, stretch.stop, time.monotonic() - began)
+            if done == stretch.stop:
+                break
+            factor = optim.lr_factor(
+                done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
+            )
+            with _watched("step", team, snapshot):
+                loss = _gradients(trial, done, phase, sizes.micro_batch)
+            skipped = live.skipped_steps
+            # Halfway through it some weights have moved: it is repeated from further back.
+            with _watched("update", team, state):
+                _update(live, factor)
+            done += 1
+            trial.losses.add(done, loss)
+            witness.settle()
+            if live.skipped_steps == skipped:
+                largest = max(largest, factor)
+            if done in {begun + 1, stretch.stop, *trial.plan.evaluations} or done % training.log_every == 0:
+                rates = [group.learning_rate * factor for group in phase.groups]
+                verdict = report_progress(trial, stretch, done, rates)
+                if verdict is Verdict.LEAVE and not trial.owes_evaluation(done):
+                    state = snapshot()
+                    save(trial, stretch, state)
+                    break
+        if state.step < done:
+            state = snapshot()
         broken = prove(
             phase=stretch.phase.name,
             frozen=live.frozen(),
             expected=Weights(blocks, state.weights),
-            before=before,
+            before=phase.before,
             after=state.weights,
             with_gradient=set().union(*team.gather(witness.seen)),
-            step_size=_step_sizes(groups, max(factors), witness, training),
+            step_size=step_sizes(phase.groups, largest, witness, training),
             touched=set().union(*team.gather(trial.setting.touched())),
         )
         for finding in team.gather(broken):
@@ -215,55 +221,63 @@ def _run_engine(
     return verdict, state
 
 
-def _step(
-    trial: Trial, step: int, live: Engine, prefix: Prefix, lr_factor: float, micro_batch: int
-) -> Tensor:
-    """One optimizer step on one global batch. Returns this rank's part of the batch's mean loss."""
-    team, data, training = trial.team, trial.setting.data, trial.config.training
+def _gradients(trial: Trial, step: int, phase: Opened, micro_batch: int) -> Tensor:
+    """The gradients of one global batch. Returns this rank's part of the batch's mean loss."""
+    team, data = trial.team, trial.setting.data
     batch = trial.batch(step)
     weight = float(len(batch))
     if trial.class_weights is not None:
-        weight = float(trial.class_weights.cpu()[data.train.labels[batch]].sum())
-    rows = batches.split(batch, data.train.lengths, team.size, micro_batch)
+        weight = float(trial.class_weights[data.train.labels[batch]].sum())
+    parts = batches.split(batch, data.train.lengths, team.size, micro_batch)
     total = torch.zeros((), device=team.device)
-    for index, row in enumerate(rows):
-        micro = row[team.rank]
-        inputs, labels = tensors(
-            data.train, micro.indices, data=data, cap=trial.setting.max_length, device=team.device
-        )
+    for index, part in enumerate(parts):
+        micro = part[team.rank]
         real = torch.from_numpy(micro.weights).to(team.device)
         torch.manual_seed(derive(trial.config.seed, "dropout", step, index, team.rank))
-        losses = trial.setting.task.losses(
-            live(**prefix(inputs)),
-            labels,
-            class_weights=trial.class_weights,
-            label_smoothing=training.label_smoothing,
-        )
-        loss = (losses * real).sum() / weight
+        loss = (phase.losses(micro.indices) * real).sum() / weight
         # The engine averages gradients over the ranks, the batch's mean loss is a sum over them.
-        live.backward(loss * team.size, last=index == len(rows) - 1)
+        phase.engine.backward(loss * team.size, last=index == len(parts) - 1)
         total += loss.detach()
-    live.step(lr_factor)
     return total
 
 
-def _step_sizes(
-    groups: Sequence[optim.Group], lr_factor: float, witness: Witness, training: TrainingConfig
-) -> dict[str, float]:
-    """How far the largest step moved each thawed tensor, at least, as far as is known."""
-    rates = {name: group.learning_rate * lr_factor for group in groups for name in group.names}
-    if OPTIMIZERS[training.optimizer].normalises:
-        return rates
-    # Other micro-batches and ranks may have cancelled nearly all of what this one saw.
-    return {name: rate * witness.largest.get(name, 0.0) * _UNCANCELLED for name, rate in rates.items()}
+def _update(live: Engine, lr_factor: float) -> None:
+    try:
+        live.step(lr_factor)
+    except GradientOverflow as error:
+        raise Diverged(str(error)) from error
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed: torch has a type for it on a GPU, and only words on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _snapshot(trial: Trial, state: State, live: Engine, step: int, seconds: float) -> State:
+    """The state after `step` steps: what trains now from the engine, the rest as it was."""
+    return replace(
+        state,
+        step=step,
+        weights={**state.weights, **live.weights()},
+        slots={**state.slots, **live.slots()},
+        scaler=live.scaler,
+        losses=trial.losses.tail,
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def _watched(moment: Moment, team: Team, resume: State | Callable[[], State]) -> Iterator[None]:
+    """Turn an allocation that fails in the block into `_TooLarge`, to be repeated from `resume`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Others may wait for this worker, so nothing is gathered: their trial goes on from a checkpoint.
+        state = None
+        if team.size == 1:
+            state = resume if isinstance(resume, State) else resume()
+        raise _TooLarge(moment, state, str(error)) from error
 
 
 def _shortage(trial: Trial, stretch: Stretch) -> str:
+    """What a phase would have needed."""
     stretches = trial.plan.stretches
     bytes_needed = memory.needed(
         memory.shape_of(trial.setting.blocks),
@@ -278,98 +292,3 @@ def _shortage(trial: Trial, stretch: Stretch) -> str:
         f"phase {stretch.phase.name} does not fit in memory at a micro-batch of 1 example: "
         f"a worker needs about {bytes_needed / 1e6:,.0f} MB"
     )
-
-
-def _report_progress(
-    trial: Trial, stretch: Stretch, step: int, losses: list[Tensor], learning_rates: list[float]
-) -> list[float]:
-    """Report the mean loss of the last steps, and return each. The only place that waits for the device."""
-    values: list[float] = trial.team.sum(torch.stack(losses)).tolist()
-    if trial.team.leads:
-        trial.reporter.progressed(
-            Progress(
-                step=step,
-                examples=trial.plan.examples(step),
-                epochs=step / trial.plan.steps_per_epoch,
-                phase=stretch.phase.name,
-                thawed=describe(stretch.phase, trial.setting.blocks.num_blocks),
-                metrics={
-                    "train/loss": sum(values) / len(values),
-                    "train/learning_rate": max(learning_rates),
-                    "train/learning_rate_lowest": min(learning_rates),
-                    "train/thawed_blocks": len(stretch.phase.blocks),
-                },
-            )
-        )
-    return values
-
-
-def _evaluate(trial: Trial, stretch: Stretch, state: State, live: Engine, prefix: Prefix) -> Verdict:
-    """Evaluate, and write the checkpoint meanwhile; rank 0 reports and asks, all ranks obey."""
-    setting, team = trial.setting, trial.team
-    draft = checkpoint.Draft(
-        checkpoint.path_of(trial.directory, state.step),
-        state,
-        rank=team.rank,
-        ranks=team.size,
-        token=team.broadcast(uuid.uuid4().hex[:8]),
-    )
-    metrics = evaluate(
-        live,
-        prefix,
-        setting.data.validation,
-        data=setting.data,
-        task=setting.task,
-        cap=setting.max_length,
-        team=team,
-    )
-    trial.history.append(Told(step=state.step, metrics=metrics))
-    files = {name: file for part in team.gather(draft.files()) for name, file in part.items()}
-    saved = None
-    if team.leads:
-        saved = draft.commit(files, trial.identity, phase=stretch.phase.name, history=trial.history)
-    return _report_evaluation(trial, saved)
-
-
-def _report_evaluation(trial: Trial, saved: Checkpoint | None) -> Verdict:
-    """Rank 0 reports and asks, all ranks obey."""
-    verdict = None
-    if trial.team.leads:
-        assert saved is not None
-        verdict = trial.reporter.evaluated(
-            Evaluation(
-                step=saved.state.step,
-                examples=trial.plan.examples(saved.state.step),
-                epochs=trial.plan.evaluations[saved.state.step],
-                phase=saved.phase,
-                metrics=saved.history[-1].metrics,
-                checkpoint=str(saved.path),
-                seconds=saved.state.seconds,
-                last=is_last(trial),
-            )
-        )
-    return Verdict(trial.team.broadcast(verdict))
-
-
-def _snapshot(state: State, live: Engine, step: int, seconds: float) -> State:
-    """The state after `step` steps: what trains now from the engine, the rest as it was."""
-    return replace(
-        state,
-        step=step,
-        weights={**state.weights, **live.weights()},
-        slots={**state.slots, **live.slots()},
-        loss_scale=live.loss_scale,
-        seconds=seconds,
-    )
-
-
-def _outline(trial: Trial, resumed_step: int) -> Course:
-    phases = tuple(
-        PhaseOutline(
-            name=stretch.phase.name,
-            start_epoch=stretch.start / trial.plan.steps_per_epoch,
-            thawed=describe(stretch.phase, trial.setting.blocks.num_blocks),
-        )
-        for stretch in trial.plan.stretches
-    )
-    return Course(phases=phases, resumed_step=resumed_step, data_fingerprint=trial.setting.data.fingerprint)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from training.config import ModelConfig, TaskConfig, TrainingConfig
 from training.schedules import Phase
+from training.zero import bucket_numel, effective_stage
 
 if TYPE_CHECKING:
     from training.blocks import Blocks
@@ -186,8 +187,6 @@ def estimate(
         micro_batch: examples in one forward pass of the worker.
         earlier: the trial's phases before this one: what they thawed is in the suffix, and on the host.
     """
-    from training.engine import effective_stage
-
     stage = effective_stage(training, workers)
     element = _ELEMENT_BYTES[training.precision]
     low = training.precision != "fp32"
@@ -196,7 +195,7 @@ def estimate(
     tensors = shape.thawed(phase)
     thawed, held = _numel(tensors), _numel(shape.units(boundary))
     cut = workers if stage > 0 else 1
-    bucket = _bucket(tensors)
+    bucket = bucket_numel(tensors)
 
     weights = element * held
     masters = _FP32 * thawed // cut if low or stage > 0 else 0
@@ -366,14 +365,6 @@ def _optimizer_bytes(training: TrainingConfig, tensors: Shapes) -> int:
             math.prod(s[:-2]) * (s[-2] + s[-1]) if len(s) > 1 else math.prod(s) for s in tensors
         )
     return _FP32 * _numel(tensors) * (2 if training.optimizer == "adamw" else 1)
-
-
-def _bucket(tensors: Shapes) -> int:
-    """Elements in a bucket, as the engine asks for it."""
-    from training.engine import _MAX_BUCKET_NUMEL
-
-    sizes = [math.prod(shape) for shape in tensors]
-    return max(*sizes, min(sum(sizes), _MAX_BUCKET_NUMEL))
 
 
 def _numel(tensors: Shapes) -> int:

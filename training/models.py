@@ -207,12 +207,15 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def num_blocks(config: Any) -> int:
-    """Number of transformer blocks of a transformers configuration. Raises ValueError without one."""
+    """Number of transformer blocks of a configuration, encoder and decoder. Raises ValueError without one."""
     text = config.get_text_config()
     blocks = getattr(text, "num_hidden_layers", None) or getattr(text, "num_layers", None)
     if not blocks:
         raise ValueError(f"model.name: a {config.model_type} model does not say how many blocks it has")
-    return int(blocks)
+    above = 0
+    if config.is_encoder_decoder:  # what was counted are the encoder's
+        above = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+    return int(blocks) + int(above)
 
 
 def max_tokens(config: Any, tokenizer: Any) -> int | None:

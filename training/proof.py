@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from training.config import TrainingConfig
+from training.optim import Group
+from training.optimizers import OPTIMIZERS
+
 # A step below this share of the largest weight may round away: then no motion proves nothing.
 _VISIBLE = 2.0**-22
+# What is left of a gradient at least, where micro-batches and ranks cancel each other, or it is clipped.
+_LEFT = 2.0**-10
+# A gradient below this share of the largest one may be rounding alone, which can cancel out: softmax
+# takes a key's bias out of the model, so its gradient is zero but for that.
+_ROUNDING = 2.0**-18
 
 
 class BrokenProof(RuntimeError):
@@ -18,10 +27,12 @@ class BrokenProof(RuntimeError):
 class Witness:
     """Sees which tensors get a gradient, from the first micro-batch of a phase on.
 
-    Each tensor is watched until its first gradient that is not zero.
+    Args:
+        loss_scale: what the loss was multiplied by, and the gradients are to be divided.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, loss_scale: float = 1.0) -> None:
+        self._loss_scale = loss_scale
         self.seen: set[str] = set()
         self.largest: dict[str, float] = {}
         """Largest absolute value of each tensor's gradients while it was watched."""
@@ -38,12 +49,33 @@ class Witness:
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def see(gradient: Tensor) -> None:
-            largest = float(gradient.abs().max())
+            largest = float(gradient.abs().max()) / self._loss_scale
             if largest != 0:  # also where it is not a number
                 self.seen.add(name)
                 self.largest[name] = max(largest, self.largest.get(name, 0.0))
 
         return see
+
+
+def step_sizes(
+    groups: Sequence[Group], lr_factor: float, witness: Witness, training: TrainingConfig
+) -> dict[str, float]:
+    """How far the largest step moved each tensor in the optimizer, at least, as far as is known.
+
+    Args:
+        lr_factor: the largest factor on the learning rates at a step that was taken.
+    """
+    kind = OPTIMIZERS[training.optimizer]
+    loudest = max(witness.largest.values(), default=0.0)
+    sizes: dict[str, float] = {}
+    for group in groups:
+        for name in group.names:
+            gradient = witness.largest.get(name, 0.0)
+            left = gradient * _LEFT if gradient > _ROUNDING * loudest else 0.0
+            # Where steps are normalised a gradient is divided by its own size, and epsilon.
+            scale = left / (left + training.adam_epsilon) if kind.normalises else left
+            sizes[name] = group.learning_rate * lr_factor * scale
+    return sizes
 
 
 def prove(
@@ -66,7 +98,7 @@ def prove(
         before: fp32 values of the thawed tensors at the start of the phase.
         after: fp32 values of the thawed tensors now.
         with_gradient: the thawed tensors that got a gradient.
-        step_size: the largest learning rate that each tensor in the optimizer has seen.
+        step_size: how far each tensor in the optimizer has moved in one step, at least.
         touched: the pretrained tensors that were written to.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -13,6 +13,8 @@ class Verdict(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    LEAVE = "leave"
+    """Write a checkpoint and leave: the machine is about to go, and the trial goes on elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class Evaluation:
     """Seconds of training so far, over all processes that worked on the trial."""
     last: bool
     """Whether the trial ends with it."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """`cost/parameters`: how many the trial's phases thaw; with `measure_latency` `cost/latency`."""
 
 
 class Reporter(Protocol):
@@ -70,8 +74,8 @@ class Reporter(Protocol):
     def started(self, course: Course) -> None:
         """The trial is about to take its first step."""
 
-    def progressed(self, progress: Progress) -> None:
-        """Some steps were taken. Must not wait."""
+    def progressed(self, progress: Progress) -> Verdict | None:
+        """Some steps were taken; says LEAVE where it is time to. Must not wait long."""
 
     def evaluated(self, evaluation: Evaluation) -> Verdict:
         """An evaluation is done; says whether to go on."""

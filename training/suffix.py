@@ -53,10 +53,19 @@ def build(phase: Phase, blocks: Blocks, own: Mapping[str, Tensor], *, dropout: f
             if name in own:
                 parameter.copy_(own[name])
             parameter.requires_grad_(is_thawed(phase, blocks, name))
-    for child in module.modules():
-        if dropout is not None and isinstance(child, nn.Dropout):
-            child.p = dropout
+    if dropout is not None:
+        _set_dropout(module, dropout)
     return module
+
+
+def _set_dropout(module: nn.Module, probability: float) -> None:
+    """Set all dropout of a module: layers, and the probabilities that others hand to functions."""
+    for child in module.modules():
+        if isinstance(child, nn.Dropout):
+            child.p = probability
+        for name, value in vars(child).items():
+            if name.endswith("dropout") and isinstance(value, int | float):
+                setattr(child, name, probability)
 
 
 def recompute_activations(module: nn.Module) -> None:

@@ -24,7 +24,9 @@ class Team:
     def __init__(self, device: torch.device | None = None) -> None:
         if not dist.is_initialized():
             os.environ.setdefault("LOCAL_RANK", "0")
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            # Collectives run where the tensors are.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         if device is None:

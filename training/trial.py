@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training import batches, checkpoint, memory
-from training.checkpoint import State, Told
+from training import batches, checkpoint
+from training.checkpoint import Told
 from training.config import TrialConfig
 from training.plan import Plan
 from training.reporter import Reporter
 from training.rng import derive
+from training.sizes import Sizes
+from training.store import Place
 from training.team import Team
 from training.workspace import Setting
 
@@ -34,23 +37,65 @@ class Infeasible(RuntimeError):
 
 
 class OutOfMemory(RuntimeError):
-    """A step did not fit in memory, and other ranks may wait for this one.
+    """A worker ran out of memory, and others may wait for it: the trial is to be taken up by new ones.
 
     Args:
-        micro_batch: the examples in a forward pass that were too many.
+        at: what ran out, as `training.sizes.key` has it.
+        smaller: the sizes to try next; None where there are none.
     """
 
-    def __init__(self, micro_batch: int, message: str) -> None:
+    def __init__(self, at: str, smaller: Sizes | None, message: str) -> None:
         super().__init__(message)
-        self.micro_batch = micro_batch
+        self.at = at
+        self.smaller = smaller
 
 
-class TooLarge(Exception):
-    """A step did not fit, and nothing of it has happened: it is to be repeated from `state`."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: torch has a type for it on a GPU, and only words on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)
 
-    def __init__(self, state: State) -> None:
-        super().__init__()
-        self.state = state
+
+class Losses:
+    """The training losses of a trial, over all its phases and engines.
+
+    Args:
+        last: the latest before this process took the trial up.
+        step: the step that gave the last of them, counted from 1.
+    """
+
+    def __init__(self, last: Iterable[float] = (), step: int = 0) -> None:
+        self._tail: deque[tuple[int, float]] = deque(maxlen=PATIENCE_STEPS)
+        values = list(last)
+        self._tail.extend(zip(range(step - len(values) + 1, step + 1), values, strict=True))
+        self._pending: list[tuple[int, Tensor]] = []
+        self.diverged: tuple[int, float] | None = None
+        """Step and loss of the last of `PATIENCE_STEPS` in a row that are not finite."""
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Keep this rank's part of a step's loss, without waiting for it."""
+        self._pending.append((step, loss))
+
+    def settle(self, team: Team) -> list[float]:
+        """The losses since the last call, over all ranks; waits for them. At least one is there."""
+        values: list[float] = team.sum(torch.stack([loss for _, loss in self._pending])).tolist()
+        for (step, _), value in zip(self._pending, values, strict=True):
+            self._tail.append((step, value))
+            if len(self._tail) == PATIENCE_STEPS and not any(math.isfinite(loss) for _, loss in self._tail):
+                self.diverged = self.diverged or (step, value)
+        self._pending.clear()
+        return values
+
+    def rewind(self, step: int) -> None:
+        """Forget the steps after `step`: they are repeated."""
+        self._pending = [(at, loss) for at, loss in self._pending if at <= step]
+        self._tail = deque([(at, loss) for at, loss in self._tail if at <= step], maxlen=PATIENCE_STEPS)
+
+    @property
+    def tail(self) -> tuple[float, ...]:
+        """The latest losses, as many as a later process has to know."""
+        return tuple(loss for _, loss in self._tail)[1 - PATIENCE_STEPS :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +103,27 @@ class Trial:
     """What stays the same from the first step to the last."""
 
     config: TrialConfig
+    identity: checkpoint.Identity
+    """What the trial's checkpoints belong to."""
     setting: Setting
     plan: Plan
     team: Team
     reporter: Reporter
     directory: Path
+    remote: Place | None
+    """See `loop.train`."""
     history: list[Told]
     """The evaluations so far."""
-    class_weights: Tensor | None
-    """fp32 [C], on the device."""
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=PATIENCE_STEPS))
-    """The latest, over all phases."""
+    class_weights: np.ndarray | None
+    """float32 [C]."""
+    losses: Losses
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    @property
-    def identity(self) -> checkpoint.Identity:
-        """What the trial's checkpoints belong to."""
-        setting = self.setting
-        return checkpoint.identity(self.config, model=setting.fingerprint, data=setting.data.fingerprint)
+    @cached_property
+    def class_weights_there(self) -> Tensor | None:
+        """`class_weights` on the device."""
+        weights = self.class_weights
+        return None if weights is None else torch.from_numpy(weights).to(self.team.device)
 
     def batch(self, step: int) -> np.ndarray:
         """The global batch of a step, as indices: a pure function of seed and step."""
@@ -90,15 +138,13 @@ class Trial:
             )
         return self._epochs[epoch][index]
 
-    def micro_batch(self, boundary: int) -> int:
-        """Examples in one forward pass of one worker, as far as is known of what fits."""
-        device: Any = self.team.device.type
-        size = memory.micro_batch(self.config.training, workers=self.team.size, device=device)
-        return min(size, self.setting.micro_limits.get(boundary, size))
+    def owes_evaluation(self, step: int) -> bool:
+        """Whether it is to be evaluated after `step` steps, and has not been."""
+        return step in self.plan.evaluations and not (self.history and self.history[-1].step >= step)
 
 
-def class_weights(config: TrialConfig, setting: Setting, team: Team) -> Tensor | None:
-    """Weight of each class, fp32 [C]; None where all count alike.
+def class_weights(config: TrialConfig, setting: Setting) -> np.ndarray | None:
+    """Weight of each class, float32 [C]; None where all count alike.
 
     Raises:
         ValueError: where a list does not have one for each class.
@@ -109,13 +155,13 @@ def class_weights(config: TrialConfig, setting: Setting, team: Team) -> Tensor |
     if wanted == "balanced":  # as scikit-learn has it: n / (C * count)
         counts = np.bincount(setting.data.train.labels, minlength=len(names))
         weights = len(setting.data.train) / (len(names) * np.maximum(counts, 1))
-        return torch.from_numpy(weights.astype(np.float32)).to(team.device)
+        return weights.astype(np.float32)
     if len(wanted) != len(names):
         raise ValueError(
             f"class_weights: {len(wanted)} weights for {len(names)} classes; "
             f"give one for each of {', '.join(names)}, in this order"
         )
-    return torch.tensor([float(w) for w in wanted], device=team.device)
+    return np.asarray(wanted, np.float32)
 
 
 def is_last(trial: Trial) -> bool:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.blocks import Blocks
-from training.config import DataConfig, ModelConfig, TaskConfig, TrialConfig
-from training.data import Data, prepare
+from training.config import DataConfig, ModelConfig, PrefixStoreConfig, TaskConfig, TrialConfig
+from training.data import Data, cache_root, prepare
 from training.models import model_directory
+from training.prefix import Frozen, shelves
 from training.rng import derive
+from training.sizes import Sizes
 from training.tasks import TASKS, Task
 from training.team import Team
 
@@ -34,18 +37,18 @@ class Setting:
     """Of every tensor of the model, as loaded."""
     fingerprint: str
     """Names, shapes and contents of the pretrained weights, as hex."""
-    prefixes: dict[tuple[int, torch.dtype], nn.Module] = field(default_factory=dict)
-    micro_limits: dict[int, int] = field(default_factory=dict)
-    """Boundary -> largest micro-batch that is not known to run out of memory, on this gang."""
+    frozen: Frozen
+    """What is computed of the examples once, as long as it is frozen."""
+    limits: dict[str, Sizes] = field(default_factory=dict)
+    """What is known not to run out of memory on this gang, where more did, by `sizes.key`."""
+    proven: dict[str, int] = field(default_factory=dict)
+    """The largest micro-batch that was measured to fit, by `sizes.key`."""
 
-    def prefix(self, boundary: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """The frozen blocks below `boundary`, built once for a gang."""
-        key = (boundary, dtype)
-        if key not in self.prefixes:
-            prefix = self.blocks.prefix(boundary, dtype)
-            # To move what it shares with the model would move the model too.
-            self.prefixes[key] = prefix if device.type == "cpu" else copy.deepcopy(prefix).to(device)
-        return self.prefixes[key]
+    def release(self, device: torch.device) -> None:
+        """Give back the memory of `device` that is only held to save time."""
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def touched(self) -> list[str]:
         """The tensors of the model that were written to since it was loaded: none, ever."""
@@ -71,9 +74,12 @@ class Setting:
 class Workspace:
     """The settings that this process has opened. Trials on the same one start at once."""
 
-    def __init__(self, team: Team, cache: Path | None = None) -> None:
+    def __init__(
+        self, team: Team, cache: Path | None = None, prefix_store: PrefixStoreConfig | None = None
+    ) -> None:
         self.team = team
         self._cache = cache
+        self._store = prefix_store or PrefixStoreConfig()
         self._settings: dict[tuple[ModelConfig, TaskConfig, DataConfig], Setting] = {}
 
     def open(self, config: TrialConfig) -> Setting:
@@ -86,7 +92,7 @@ class Workspace:
         if key not in self._settings:
             # Another setting is another sweep's: memory for one is enough.
             self._settings.clear()
-            self._settings[key] = load(config, self._cache)
+            self._settings[key] = load(config, self._cache, self._store)
         return self._settings[key]
 
 
@@ -95,7 +101,9 @@ def checksum(tensor: Tensor) -> int:
     return int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) % 2**64
 
 
-def load(config: TrialConfig, cache: Path | None = None) -> Setting:
+def load(
+    config: TrialConfig, cache: Path | None = None, prefix_store: PrefixStoreConfig | None = None
+) -> Setting:
     """Read model and data of a trial; the data from the cache if they are in it.
 
     Raises:
@@ -129,6 +137,14 @@ def load(config: TrialConfig, cache: Path | None = None) -> Setting:
         for name, tensor in model.named_parameters()
         if name not in fresh
     ]
+    fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()
+    frozen = Frozen(
+        blocks=blocks,
+        data=data,
+        fingerprint=fingerprint,
+        cap=config.task.max_length,
+        shelves=shelves(prefix_store or PrefixStoreConfig(), cache_root() if cache is None else cache),
+    )
     return Setting(
         blocks=blocks,
         data=data,
@@ -136,5 +152,6 @@ def load(config: TrialConfig, cache: Path | None = None) -> Setting:
         max_length=config.task.max_length,
         fresh_names=tuple(name for name in blocks.names if name in fresh),
         checksums=checksums,
-        fingerprint=hashlib.sha256(repr(described).encode()).hexdigest(),
+        fingerprint=fingerprint,
+        frozen=frozen,
     )

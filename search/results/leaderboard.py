@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -32,7 +33,8 @@ def rows(trials: Sequence[TrialRecord], metric: str, goal: Goal) -> list[dict[st
 
     Keys: trial, state, params, value (best value of `metric`), last (latest metrics), epochs, phases
     (name, thawed, start_epoch), seconds, checkpoint (that of the best evaluation that still has
-    one), error.
+    one), error, gpu_seconds, note (where a trial that was not drawn comes from), decisions (decision,
+    epochs, reason).
     """
     return [_row(trial, metric, goal) for trial in trials]
 
@@ -50,6 +52,9 @@ def _row(trial: TrialRecord, metric: str, goal: Goal) -> dict[str, Any]:
         "seconds": round(trial.seconds, 3),
         "checkpoint": best_checkpoint(trial, metric, goal),
         "error": trial.error,
+        "gpu_seconds": round(trial.gpu_seconds, 3),
+        "note": trial.note,
+        "decisions": [asdict(ruling) for ruling in trial.rulings],
     }
 
 
@@ -77,7 +82,7 @@ def to_json(document: Any) -> str:
 def to_csv(table_rows: Sequence[Mapping[str, Any]]) -> str:
     """`rows` as CSV with a header: `params` and `last` become columns `params.NAME` and `last.NAME`."""
     flat = [_flatten(row) for row in table_rows]
-    head = ["trial", "state", "value", "epochs", "seconds"]
+    head = ["trial", "state", "value", "epochs", "seconds", "gpu_seconds"]
     tail = ["phases", "checkpoint", "error"]
     found = dict.fromkeys(key for row in flat for key in row)
     middle = [key for prefix in ("params.", "last.") for key in found if key.startswith(prefix)]
@@ -166,7 +171,8 @@ def best_text(trials: Sequence[TrialRecord], metric: str, goal: Goal) -> str:
 
 
 def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {key: value for key, value in row.items() if key not in ("params", "last", "phases")}
+    nested = ("params", "last", "phases", "decisions", "note")
+    flat = {key: value for key, value in row.items() if key not in nested}
     for group in ("params", "last"):
         for key, value in row[group].items():
             flat[f"{group}.{key}"] = json.dumps(value) if isinstance(value, (list, dict)) else value

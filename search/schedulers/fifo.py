@@ -14,3 +14,7 @@ class Fifo:
     def decide(self, trial: TrialRecord, trials: Sequence[TrialRecord]) -> Decision:
         """Always CONTINUE."""
         return Decision.CONTINUE
+
+    def next(self, trials: Sequence[TrialRecord], *, more: bool) -> int | None:
+        """None: no trial is ever paused."""
+        return None

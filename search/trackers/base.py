@@ -39,6 +39,9 @@ class WandbConfig:
     """`auto`: online where a W&B key is found, else offline."""
     tags: list[str] = field(default_factory=list)
     """Tags of every run."""
+    api_key_file: str | None = None
+    """A file that holds the key, read where the driver runs, such as a mounted Kubernetes secret. Where
+    unset, the key is WANDB_API_KEY or what `wandb login` left."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,23 +19,27 @@ FILE = "metrics.jsonl"
 
 
 class JsonlTracker:
-    """Appends events to `metrics.jsonl`, flushed line by line, so that a reader can follow along."""
+    """Appends events to `metrics.jsonl`, flushed line by line, so that a reader can follow along.
+
+    What cannot be written waits in memory, and goes in before the next line that can.
+    """
 
     def __init__(self, settings: JsonlConfig | None = None) -> None:
         """Opens nothing yet: the file is opened with the first run."""
         self.warnings: list[str] = []
         self._files: dict[Path, IO[str]] = {}
         self._runs: dict[int, tuple[Path, Seen]] = {}
+        self._waiting: dict[Path, str] = {}
 
     def start(self, run: Run) -> None:
         """See `Tracker`."""
         path = run.directory / FILE
-        seen = Seen(_last_examples(path, run.trial) if run.resumed else None)
-        self._runs[run.trial] = (path, seen)
-        if path not in self._files:
+        if path not in self._waiting:  # but not anew: a directory that is out of reach comes back
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._files[path] = path.open("a", encoding="utf-8")
-            _end_torn_line(path, self._files[path])
+            self._waiting[path] = ""
+        if run.trial not in self._runs:
+            seen = Seen(_last_examples(path, run.trial) if run.resumed else None)
+            self._runs[run.trial] = (path, seen)
         self._write(run.trial, "start", id=run.id, name=run.name, config=run.config, resumed=run.resumed)
 
     def log(self, trial: int, metrics: Mapping[str, Value], *, examples: int) -> None:
@@ -51,7 +56,10 @@ class JsonlTracker:
         self._write(trial, "finish", state=state)
 
     def close(self, timeout_s: float) -> None:
-        """See `Tracker`. Every line is on disk already."""
+        """See `Tracker`. Every line is on disk already, unless the disk is out of reach."""
+        for path in self._waiting:
+            if not self._flushed(path):
+                self.warnings.append(f"{path} cannot be written; the last events are not in it")
         while self._files:
             self._files.popitem()[1].close()
 
@@ -60,9 +68,42 @@ class JsonlTracker:
         return sorted({str(path) for path, _ in self._runs.values()})
 
     def _write(self, trial: int, kind: str, **rest: Any) -> None:
-        file = self._files[self._runs[trial][0]]
-        file.write(dumps({"time": round(time.time(), 3), "trial": trial, "kind": kind, **rest}) + "\n")
-        file.flush()
+        path = self._runs[trial][0]
+        event = {"time": round(time.time(), 3), "trial": trial, "kind": kind, **rest}
+        self._waiting[path] += dumps(event) + "\n"
+        self._flushed(path)
+
+    def _flushed(self, path: Path) -> bool:
+        """Write what waits; whether that could be done."""
+        if not self._waiting[path]:
+            return True
+        try:
+            if path not in self._files:
+                self._files[path] = path.open("a", encoding="utf-8")
+                _end_torn_line(path, self._files[path])
+            self._files[path].write(self._waiting[path])
+            self._files[path].flush()
+        except OSError:
+            if path in self._files:
+                with suppress(OSError):
+                    self._files.pop(path).close()
+            return False
+        self._waiting[path] = ""
+        return True
+
+
+def open_runs(directory: Path) -> set[int]:
+    """The trials of a sweep whose runs were started and not finished: a driver died meanwhile."""
+    found: set[int] = set()
+    path = directory / FILE
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if '"kind": "start"' in line or '"kind": "finish"' in line:
+                    with suppress(ValueError, KeyError):
+                        event = json.loads(line)
+                        (found.add if event["kind"] == "start" else found.discard)(event["trial"])
+    return found
 
 
 def _last_examples(path: Path, trial: int) -> dict[str, int]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from search.trackers.base import Run, Value, WandbConfig, jsonable
+from search.trackers.wandb_login import key_in
 
 # Left in the environment, they would direct every run of the sweep to one place.
 _FOREIGN = (
@@ -145,7 +146,7 @@ class WandbTracker:
         """Runs the process, hands it the events, and waits for its end."""
         try:
             process = self._process = self._launch(directory)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.warnings.append(f"W&B is off: its process does not start ({error})")
             self._disabled = True
             return
@@ -182,6 +183,8 @@ class WandbTracker:
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))
         environment = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
         environment |= {"PYTHONPATH": path, "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+        if self.settings.api_key_file is not None:
+            environment["WANDB_API_KEY"] = key_in(self.settings.api_key_file)
         environment.setdefault("WANDB_ERROR_REPORTING", "false")  # which goes out in offline mode, too
         (directory / "wandb").mkdir(parents=True, exist_ok=True)
         with (directory / "wandb" / "writer.log").open("ab") as log:

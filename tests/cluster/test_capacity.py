@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from cluster.capacity import GangShape, gangs_that_fit, require_fit, workers_on
+from cluster.capacity import GangShape, attainable, gangs_that_fit, require_fit, workers_on
 
 
 def shape(workers: int = 1, cpus: int = 1, gpus: float = 0.0) -> GangShape:
@@ -88,3 +90,24 @@ def test_what_never_fits_says_what_would(
     with pytest.raises(ValueError, match=r"^resources: ") as caught:
         require_fit(nodes, asked)
     assert str(caught.value) == message
+
+
+def test_nodes_that_may_yet_come_count() -> None:
+    small, large = {"CPU": 1.0}, {"CPU": 4.0}
+    groups = {"small": (small, 3), "large": (large, 1), "head": ({"CPU": 2.0}, 0)}
+    there: list[tuple[str, Mapping[str, float]]] = [
+        ("head", {"CPU": 2.0}),
+        ("", {"CPU": 8.0}),
+        ("small", small),
+    ]
+    assert sorted(node["CPU"] for node in attainable(there, groups)) == [1, 1, 1, 2, 4, 8]
+    assert attainable([("a", small)], {}) == [small]  # no autoscaler
+    assert len(attainable([("small", small)] * 5, groups)) == 6  # more than there may be now
+
+
+def test_a_gang_that_fits_with_fewer_workers_runs_alone() -> None:
+    shape = GangShape(workers=4, cpus_per_worker=1, gpus_per_worker=0, fewest_workers=2)
+    assert require_fit([{"CPU": 8.0}], shape) == 2
+    assert require_fit([{"CPU": 3.0}], shape) == 1
+    with pytest.raises(ValueError, match="a trial needs"):
+        require_fit([{"CPU": 1.0}], shape)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connect import connected, local_node
+from cluster.connect import _node_types, connected, local_node
 from tests.conftest import REPOSITORY
 
 
@@ -74,3 +74,13 @@ def test_looking_at_this_machine_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
     assert ended.stdout.strip() == "set()"
+
+
+def test_kinds_of_nodes_are_read_from_the_environment() -> None:
+    text = '[{"name": "workers-0", "CPU": 8, "GPU": 1, "max": 4}, {"name": "b", "CPU": 2, "max": 99999999}]'
+    kinds = _node_types(text)
+    assert kinds["workers-0"] == ({"CPU": 8.0, "GPU": 1.0}, 4)
+    assert kinds["b"] == ({"CPU": 2.0, "GPU": 0.0}, 10_000)
+    for wrong in ("x", "5", "[5]", '[{"name": "a"}]', '[{"name": "a", "max": "many"}]', "{}[]"):
+        with pytest.raises(ValueError, match="THAW_NODE_TYPES"):
+            _node_types(wrong)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.connect import connected
-from search import preflight
+from search import preflight, session
 from search import sweep as sweeps
 from search.progress import Progress
 from search.spec import SweepSpec, parse
@@ -67,7 +67,7 @@ def run_sweep(ray_nodes: Sequence[Mapping[str, float]]) -> Callable[[SweepSpec, 
 
     def run(spec: SweepSpec, storage: Path) -> Sweep:
         made = sweeps.create(spec, storage)
-        sweeps.run(made, facts=preflight.check(spec), fits=2, progress=Progress())
+        session.run(made, facts=preflight.check(spec), fits=2, progress=Progress())
         return made
 
     return run

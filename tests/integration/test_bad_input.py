@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from search.changes import ALLOWED
 from search.loading import load
 from search.sweep import create
 from tests.cli import ROWS, Outcome, Thaw, caller, write_rows, write_sweep
@@ -55,7 +56,10 @@ CHECKED_AT_LOAD = {
         "--set parameters.learning_rat={value: 1}: unknown key; did you mean learning_rate?",
     ),
     "wrong type": (["search.trials=many"], "search.trials: must be a whole number >= 1, got 'many'"),
-    "out of range": (["resources.workers=0"], "resources.workers: must be >= 1, got 0"),
+    "out of range": (
+        ["resources.workers=0"],
+        "resources.workers: must be a whole number >= 1, or a list, got 0",
+    ),
     "min > max": (["parameters.learning_rate.min=0.1"], "parameters.learning_rate: min 0.1 > max 0.001"),
     "empty values": (
         ["parameters.batch_size={values: []}"],
@@ -228,8 +232,10 @@ def test_storage_without_permission(thaw: Thaw, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("storage", "message"),
     [
-        ("s3://bucket/runs", "--storage: s3://bucket/runs is not a directory; give a local or mounted path, "
-         "or file://PATH"),
+        ("ftp://bucket/runs", "--storage: ftp:// is not a store that Thaw knows; give a directory, "
+         "or a file://, s3:// or gs:// URI"),
+        ("s3://KEY:SECRET@bucket/runs", "--storage: s3://bucket must be a bucket and a prefix alone; "
+         "keys and endpoints come from the environment (AWS_PROFILE, AWS_ENDPOINT_URL)"),
         ("", "--storage: must not be empty; give a directory, such as ./runs"),
     ],
 )  # fmt: skip
@@ -245,8 +251,8 @@ def test_a_name_that_is_taken(thaw: Thaw, tmp_path: Path) -> None:
     refused(
         run(thaw, sweep, "search.trials=5", "training.epochs=1"),
         f"name: sweep 'tiny' is in {tmp_path}/runs already, with another file ("
-        f"training.epochs: 3.0 -> 1.0; search.trials: 4 -> 5); give this one another name with "
-        f"--set name=..., or go on with that one with `resume tiny`",
+        f"training.epochs: 3.0 -> 1.0); of a sweep that has begun only {ALLOWED} may change; give this "
+        f"one another name with --set name=..., or go on with that one with `resume tiny`",
     )
     limited = run(thaw, sweep, "data.limit.train=6")
     assert limited.code == 2

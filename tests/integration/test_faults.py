@@ -50,7 +50,8 @@ def evaluations(ledger: Path) -> int:
 
 def alive(name: str) -> list[int]:
     """Pids of the live actors whose class name has `name` in it."""
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    here = ray.get_runtime_context().gcs_address  # other clusters may stand on this machine
+    actors = list_actors(address=here, filters=[("state", "=", "ALIVE")], limit=1000)
     return [actor.pid for actor in actors if name in actor.class_name and actor.pid]
 
 

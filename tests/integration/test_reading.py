@@ -22,6 +22,7 @@ from tests.conftest import REPOSITORY
 METRIC = "eval/accuracy"
 FIELDS = [
     "trial", "state", "params", "value", "last", "epochs", "phases", "seconds", "checkpoint", "error",
+    "gpu_seconds", "note", "decisions",
 ]  # fmt: skip
 
 
@@ -40,7 +41,9 @@ def storage(tmp_path: Path) -> Path:
         study.record_phases(number, [PhaseRecord(name="head", start_epoch=0.0, thawed="head")])
     for epochs, value in ((1.0, 0.8), (2.0, 0.75)):
         metrics = {METRIC: value, "eval/loss": 0.5}
-        study.report(0, Result(epochs=epochs, metrics=metrics, checkpoint=f"c/{epochs}", seconds=epochs * 10))
+        study.report(
+            0, Result(epochs=epochs, metrics=metrics, checkpoint=f"trials/0000/{epochs}", seconds=epochs * 10)
+        )
     study.tell(0, TrialState.COMPLETE)
     study.report(1, Result(epochs=1.0, metrics={METRIC: 0.5, "eval/loss": math.nan}, seconds=9.0))
     study.tell(1, TrialState.FAILED, 'Diverged: "loss", nan\nTraceback')
@@ -82,8 +85,11 @@ def test_trials_as_json(thaw: Thaw, storage: Path) -> None:
         "epochs": 2.0,
         "phases": [{"name": "head", "thawed": "head", "start_epoch": 0.0}],
         "seconds": 20.0,
-        "checkpoint": "c/1.0",
+        "checkpoint": "trials/0000/1.0",
         "error": None,
+        "gpu_seconds": 0.0,
+        "note": None,
+        "decisions": [],
     }
     assert set(complete["params"]) == {"learning_rate", "unfreezing.schedule"}
     assert (failed["state"], failed["value"], failed["error"]) == ("failed", 0.5, 'Diverged: "loss", nan')
@@ -131,7 +137,7 @@ def test_the_best_trial(thaw: Thaw, storage: Path) -> None:
     told = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
     assert told["trial"] == "0 (complete)"
     assert told[METRIC] == "0.8000"
-    assert told["checkpoint"] == "c/1.0"
+    assert told["checkpoint"] == "trials/0000/1.0"
     assert {"learning_rate", "unfreezing.schedule"} <= set(told)
     as_json = thaw("best", "tiny", "--storage", storage, "--json")
     assert (as_json.code, as_json.err) == (0, "")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from search import session
 from search import sweep as sweeps
 from search.spec import SweepSpec
 from search.study import TrialRecord, TrialState
@@ -67,6 +69,9 @@ def test_best_model_is_what_the_leaderboard_says(make_spec: Make, run_sweep: Run
     assert {event["trial"] for event in logged if event["kind"] == "finish"} == {0, 1, 2}
     assert any("train/loss" in event["metrics"] for event in logged if event["kind"] == "log")
     assert not (made.directory / ".ray").exists()
+    (sitting,) = study.sittings  # what the driver used, of the one node there is
+    assert sitting.seconds > max(trial.seconds for trial in study.trials())
+    assert sitting.node_seconds == {"default": pytest.approx(sitting.seconds)}
 
 
 def test_two_workers_a_trial_agree_with_one(make_spec: Make, run_sweep: Run, tmp_path: Path) -> None:
@@ -106,7 +111,7 @@ def test_a_trial_that_fails_leaves_the_gang_to_the_next(
 
     # The checks would refuse the space: one point for two blocks cannot be.
     facts = Facts(num_blocks=6, num_train=160, num_validation=60, label_names=("a", "b"), data_fingerprint="")
-    sweeps.run(made, facts=facts, fits=1, progress=Progress())
+    session.run(made, facts=facts, fits=1, progress=Progress())
     trials = made.read().trials()
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.FAILED}
     for trial in trials:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ import pytest
 
 from search.config import SamplerConfig
 from search.driver import Driver
+from search.life import Life, Wanted
 from search.progress import Step
-from search.records import PhaseRecord, TrialRecord, TrialState
+from search.records import PhaseRecord, Ruling, TrialRecord, TrialState
 from search.schedulers import Decision, Scheduler
-from search.schedulers.asha import Asha
+from search.schedulers.asha import PromotingAsha, StoppingAsha
 from search.schedulers.fifo import Fifo
+from search.schedulers.rungs import Ladder
 from search.space import suggest
 from search.spec import parse
 from search.study import Study
-from search.trackers import NoTracker, Run, Tracker, Value
+from search.trackers import JsonlTracker, NoTracker, Run, Tracker, Value
+from search.trackers.jsonl import open_runs
 from training.reporter import Course, Evaluation, PhaseOutline, Progress
 
 METRIC = "eval/accuracy"
@@ -41,6 +45,7 @@ SPACE = parse(
     }
 ).space
 EPOCHS = 4
+LADDER = Ladder(metric=METRIC, goal="maximize", epochs=EPOCHS, lowest=1, factor=2)
 
 
 @dataclass
@@ -86,6 +91,7 @@ def make(tmp_path: Path, tracker: Recorder) -> Make:
         keep: int = 2,
         seed: int = 3,
         sampler: str = "tpe",
+        gpus: float = 0.0,
     ) -> Driver:
         study = Study.open(
             directory / "study.journal",
@@ -105,6 +111,7 @@ def make(tmp_path: Path, tracker: Recorder) -> Make:
             directory=directory,
             sweep_id="id",
             describe=lambda record: {"learning_rate": "the default", "versions": f"of {record.number}"},
+            gpus=gpus,
         )
 
     return make
@@ -132,9 +139,10 @@ def evaluation(directory: Path, record: TrialRecord, epochs: float, value: float
 
 
 def train(driver: Driver, directory: Path, record: TrialRecord) -> TrialRecord:
-    """Trains a trial from where it stands until it ends or is stopped."""
+    """Trains a trial from where it stands until its sitting ends."""
     for epochs in range(round(record.epochs) + 1, EPOCHS + 1):
-        if driver.evaluated(record.number, evaluation(directory, record, epochs)) is Decision.STOP:
+        told = replace(evaluation(directory, record, epochs), last=epochs == EPOCHS)
+        if driver.evaluated(record.number, told) is not Decision.CONTINUE:
             break
     return driver.ended(record.number)
 
@@ -143,6 +151,8 @@ def run(driver: Driver, directory: Path) -> list[TrialRecord]:
     """One trial at a time, to the end."""
     while record := driver.next_trial():
         train(driver, directory, record)
+    assert driver.over
+    driver.finish()
     return list(driver.records())
 
 
@@ -176,8 +186,7 @@ def test_a_sweep_runs_to_its_end(make: Make, tmp_path: Path, tracker: Recorder) 
 
 
 def test_the_scheduler_is_obeyed(make: Make, tmp_path: Path, tracker: Recorder) -> None:
-    asha = Asha(metric=METRIC, goal="maximize", epochs=EPOCHS, reduction_factor=2)
-    records = run(make(scheduler=asha, trials=12), tmp_path)
+    records = run(make(scheduler=StoppingAsha(LADDER), trials=12), tmp_path)
     states = [record.state for record in records]
     assert states.count(TrialState.PRUNED) >= 3
     assert states.count(TrialState.COMPLETE) >= 1
@@ -212,6 +221,9 @@ def test_what_was_stopped_and_then_fails_has_failed(make: Make, tmp_path: Path) 
     class Stop:
         def decide(self, trial: TrialRecord, trials: object) -> Decision:
             return Decision.STOP
+
+        def next(self, trials: object, *, more: bool) -> None:
+            return None
 
     driver = make(scheduler=Stop(), trials=2)
     records = []
@@ -278,7 +290,7 @@ def test_only_the_checkpoints_that_are_needed_stay(make: Make, tmp_path: Path) -
 def test_the_same_seed_gives_the_same_sweep(make: Make, tmp_path: Path) -> None:
     def outcome(name: str, seed: int = 3, interrupted: bool = False) -> list[tuple[Any, ...]]:
         directory = tmp_path / name
-        asha = partial(Asha, metric=METRIC, goal="maximize", epochs=EPOCHS, reduction_factor=2)
+        asha = partial(StoppingAsha, LADDER)
         driver = make(directory, scheduler=asha(), trials=10, seed=seed)
         if interrupted:
             for _ in range(4):
@@ -364,3 +376,118 @@ def test_two_threads_at_once(make: Make, tmp_path: Path) -> None:
     assert [r.number for r in driver.records()] == list(range(8))
     assert {r.state for r in driver.records()} == {TrialState.COMPLETE}
     assert len(checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("wanted", [None, Wanted.PAUSE, Wanted.DRAIN, Wanted.HALT, Wanted.CANCEL])
+def test_paused_trials_are_promoted_or_closed_at_the_end(
+    make: Make, tmp_path: Path, tracker: Recorder, wanted: Wanted | None
+) -> None:
+    driver = make(scheduler=PromotingAsha(LADDER), trials=8)
+    for _ in range(5):
+        record = driver.next_trial()
+        assert record is not None
+        train(driver, tmp_path, record)
+    assert any(t.state is TrialState.PAUSED for t in driver.records())
+    if wanted is not None:
+        running = driver.next_trial()
+        assert running is not None
+        driver.end(wanted, "the test")
+        assert not driver.over  # one runs
+        assert driver.next_trial() is None
+        ended = train(driver, tmp_path, running)
+        assert (ended.state is TrialState.PAUSED) == (wanted is not Wanted.HALT)
+        assert driver.over
+        driver.finish()
+        states = {t.state for t in driver.records()}
+        if wanted in (Wanted.DRAIN, Wanted.HALT):
+            assert TrialState.PAUSED not in states
+            assert TrialState.PRUNED in states
+            return
+        assert TrialState.PAUSED in states
+        assert driver.study.trial(running.number).held
+        assert driver.life == Life(wanted=wanted, reason="the test")
+        driver = make(scheduler=PromotingAsha(LADDER), trials=8)
+        driver.end(Wanted.RUN, "resumed")
+        first = driver.next_trial()
+        assert first is not None
+        assert first.number == running.number  # what was held goes first, no scheduler asked
+        train(driver, tmp_path, first)
+    records = run(driver, tmp_path)
+    assert len(records) == 8
+    assert {t.state for t in records} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert tracker.finished == {t.number: t.state.value for t in records}
+    for trial in records:
+        decisions = [(r.decision, r.epochs) for r in trial.rulings if r.decision != "hold"]
+        rungs = [level for level in (1.0, 2.0) if level <= trial.epochs]
+        pauses = [epochs for decision, epochs in decisions if decision == "pause"]
+        assert set(pauses) <= set(rungs)
+        assert len(pauses) == len(set(pauses))  # never twice at one rung
+    best = max(records, key=lambda r: quality(r.params, EPOCHS))
+    assert best.state is TrialState.COMPLETE
+
+
+def test_what_was_stopped_does_not_run_on_after_a_kill(make: Make, tmp_path: Path) -> None:
+    class Stop(Fifo):
+        def decide(self, trial: TrialRecord, trials: object) -> Decision:
+            return Decision.STOP
+
+    driver = make(scheduler=Stop(), trials=1)
+    record = driver.next_trial()
+    assert record is not None
+    assert driver.evaluated(record.number, evaluation(tmp_path, record, 1)) is Decision.STOP
+    again = make(trials=1)  # killed before the trial had ended
+    assert again.next_trial() is None
+    assert again.over
+    assert [(t.state, t.epochs) for t in again.records()] == [(TrialState.PRUNED, 1)]
+    assert again.records()[0].rulings == (Ruling(decision="stop", epochs=1, reason="Stop"),)
+
+
+def test_what_is_told_again_after_a_pause_is_not_decided_again(make: Make, tmp_path: Path) -> None:
+    driver = make(scheduler=PromotingAsha(LADDER), trials=3)
+    told = {}
+    for _ in range(2):
+        record = driver.next_trial()
+        assert record is not None
+        told[record.number] = evaluation(tmp_path, record, 1)
+        assert driver.evaluated(record.number, told[record.number]) is Decision.PAUSE
+    promoted = driver.next_trial()
+    assert promoted is not None
+    assert promoted.state is TrialState.RUNNING
+    # The trainer goes on from the checkpoint and tells its evaluation once more.
+    assert driver.evaluated(promoted.number, told[promoted.number]) is Decision.CONTINUE
+    assert [r.epochs for r in driver.study.trial(promoted.number).results] == [1]
+
+
+def test_gpu_seconds_add_up_over_sittings(make: Make, tmp_path: Path) -> None:
+    driver = make(trials=1, gpus=2.0)
+    record = driver.next_trial()
+    assert record is not None
+    for epochs in (1, 2):
+        driver.evaluated(record.number, evaluation(tmp_path, record, epochs))
+    again = make(trials=1, gpus=1.0)  # resumed with fewer
+    record = again.next_trial()
+    assert record is not None
+    again.evaluated(record.number, evaluation(tmp_path, record, 2))  # told again, not counted again
+    again.evaluated(record.number, evaluation(tmp_path, record, 3))
+    (trial,) = again.records()
+    assert (trial.seconds, trial.gpu_seconds) == (30, 2 * 10 + 1 * 10 + 1 * 10)
+
+
+def test_runs_that_a_dead_driver_left_open_are_finished(make: Make, tmp_path: Path) -> None:
+    driver = make(trials=3, tracker=JsonlTracker())
+    done, killed, running = (driver.next_trial() for _ in range(3))
+    assert done
+    assert killed
+    assert running
+    train(driver, tmp_path, done)
+    driver.evaluated(killed.number, evaluation(tmp_path, killed, 1))
+    driver.study.tell(killed.number, TrialState.FAILED, "killed just then")  # and no tracker heard of it
+    assert open_runs(tmp_path) == {1, 2}
+    again = make(trials=3, tracker=JsonlTracker())
+    again.catch_up(open_runs(tmp_path))
+    assert open_runs(tmp_path) == {2}
+    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    of = [event for event in told if event["trial"] == 1]
+    assert [event["kind"] for event in of][-3:] == ["start", "summary", "finish"]
+    assert of[-3]["resumed"]
+    assert of[-1]["state"] == "failed"

@@ -93,7 +93,9 @@ def test_aliases_and_merges_cannot_explode() -> None:
         f"b{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)
     )
     assert "must hold at most" in problems(lists)[0]
-    assert "must have at most 10000 keys" in problems(merges)[0]
+    assert problems(merges)  # newer YAML readers merge a key once, older ones run into the limit below
+    halves = "".join(f"{h}: &{h} {{{', '.join(f'{h}{i}: 1' for i in range(5_001))}}}\n" for h in "pq")
+    assert "must have at most 10000 keys" in problems(halves + "r: {<<: [*p, *q]}")[0]
     assert "nested at most" in problems("a: &a [*a]")[0]
     problems("a: &a {<<: *a}")
     assert time.monotonic() - started < 5
@@ -199,7 +201,7 @@ def test_the_canonical_text_reads_back_equal() -> None:
 
 def test_spelling_does_not_make_a_difference() -> None:
     other = yaml.safe_load(TEXT)
-    other["search"]["scheduler"] = {"type": "asha", "reduction_factor": 3}
+    other["search"]["scheduler"] = {"type": "asha", "reduction_factor": None}
     other["parameters"]["learning_rate"] = {"distribution": "uniform", "min": 0.00001, "max": "1e-1"}
     assert differences(loads(TEXT), parse(other)) == []
     assert loads(TEXT) == parse(other)
@@ -256,12 +258,19 @@ def test_any_text_loads_or_raises_spec_error(text: str) -> None:
             loads(whole + "\nnonsense: 1")
 
 
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 @settings(max_examples=60, deadline=2000)
 @given(
     trials=st.integers(1, 10**6),
     rate=st.floats(1e-9, 50),
     depth=st.integers(1, 100),
-    words=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
+    words=st.text(
+        st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters=TURNING),
+        min_size=1,
+        max_size=20,
+    ),
     weights=st.lists(st.integers(1, 9), min_size=1, max_size=4),
 )
 def test_what_loads_round_trips(trials: int, rate: float, depth: int, words: str, weights: list[int]) -> None:

@@ -143,15 +143,15 @@ def test_checking_a_directory_leaves_nothing(tmp_path: Path) -> None:
         check_writable(tmp_path / "dangling" / "new")
 
 
-def test_storage_is_a_directory_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_is_a_directory_or_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert local_storage("./runs") == tmp_path / "runs"
     assert local_storage("~/runs") == tmp_path / "home" / "runs"
     assert local_storage(f"file://{tmp_path}/runs") == tmp_path / "runs"
     assert local_storage(str(tmp_path / "a" / ".." / "b")) == tmp_path / "b"
-    for wrong in ("s3://bucket/x", "gs://bucket/x"):
-        with pytest.raises(ValueError, match=rf"^--storage: {wrong} is not a directory"):
+    for wrong in ("ftp://bucket/x", "s3://"):
+        with pytest.raises(ValueError, match=r"^--storage: "):
             local_storage(wrong)
     for empty in ("", " ", "file://"):
         with pytest.raises(ValueError, match=r"^--storage: must not be empty"):

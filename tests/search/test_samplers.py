@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import warnings
@@ -12,7 +13,7 @@ import optuna
 import pytest
 
 from search.config import SamplerConfig
-from search.samplers import SAMPLERS, make_sampler
+from search.samplers import SAMPLERS, SpaceExhausted, Suggest, make_sampler
 from search.study import Result, Study, TrialState
 
 
@@ -26,10 +27,17 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
     return params
 
 
-def run(path: Path, sampler: SamplerConfig, trials: int, seed: int = 0, limit: float = math.inf) -> Study:
+def run(
+    path: Path,
+    sampler: SamplerConfig,
+    trials: int,
+    seed: int = 0,
+    limit: float = math.inf,
+    space: Suggest = suggest,
+) -> Study:
     """Trials with a known best; a learning rate above `limit` is infeasible."""
     study = Study.open(
-        path, name="s", suggest=suggest, metric="loss", goal="minimize", sampler=sampler, seed=seed
+        path, name="s", suggest=space, metric="loss", goal="minimize", sampler=sampler, seed=seed
     )
     for _ in range(trials):
         trial = study.ask()
@@ -46,36 +54,110 @@ def test_the_table_is_what_the_sweep_file_takes() -> None:
     assert set(SAMPLERS) == set(get_args(get_type_hints(SamplerConfig)["type"]))
 
 
+def grid_space(trial: optuna.Trial) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "learning_rate": trial.suggest_categorical("learning_rate", [1e-5, 1e-4, 1e-3]),
+        "schedule": trial.suggest_categorical("schedule", ["head", "top"]),
+    }
+    if params["schedule"] == "top":
+        params["depth"] = trial.suggest_int("depth", 1, 6)
+    return params
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_contract(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sampler: Any = SamplerConfig(type=name)  # type: ignore[arg-type]
+    settings = {"sampler": SamplerConfig(type=name)}  # type: ignore[arg-type]
+    if name == "grid":
+        settings["space"] = grid_space
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first = run(tmp_path / "a", sampler, 25)
-    again, other = run(tmp_path / "b", sampler, 25), run(tmp_path / "c", sampler, 25, seed=1)
+        first = run(tmp_path / "a", trials=18, **settings)
+    again, other = (
+        run(tmp_path / "b", trials=18, **settings),
+        run(tmp_path / "c", trials=18, seed=1, **settings),
+    )
     for trial in first.trials():
         assert 1e-5 <= trial.params["learning_rate"] <= 1e-2
         assert ("depth" in trial.params) == (trial.params["schedule"] == "top")
-    assert len({trial.params["learning_rate"] for trial in first.trials()}) == 25
+    assert len({tuple(trial.params.items()) for trial in first.trials()}) == 18
     assert first.trials() == again.trials()
-    assert [t.params for t in first.trials()] != [t.params for t in other.trials()]
+    if name != "grid":
+        assert [t.params for t in first.trials()] != [t.params for t in other.trials()]
     assert capfd.readouterr() == ("", ""), "samplers keep quiet"
+    stored = (tmp_path / "a").read_text()
+    assert "pickle" not in stored
+    assert "cma:" not in stored
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "grid"])
+def test_a_resumed_sweep_draws_what_the_whole_one_does(name: str, tmp_path: Path) -> None:
+    sampler = SamplerConfig(type=name, startup_trials=4)  # type: ignore[arg-type]
+    whole = run(tmp_path / "a", sampler, 14)
+    for trials in (5, 6, 3):
+        study = run(tmp_path / "b", sampler, trials)
+    assert study.trials() == whole.trials()
 
 
 def test_unknown_sampler() -> None:
-    with pytest.raises(ValueError, match="must be one of tpe, random, got 'magic'"):
-        make_sampler(SamplerConfig(type="magic"), 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must be one of auto, tpe, .*, got 'magic'"):
+        make_sampler(SamplerConfig(type="magic"), 0, suggest)  # type: ignore[arg-type]
 
 
-def test_tpe_learns_after_its_startup(tmp_path: Path) -> None:
-    def late_losses(sampler: SamplerConfig) -> float:
+def test_grid_tries_everything_once_and_then_ends(tmp_path: Path) -> None:
+    study = run(tmp_path / "a", SamplerConfig(type="grid"), 21, space=grid_space)
+    assert len({tuple(trial.params.items()) for trial in study.trials()}) == 3 * (1 + 6)
+    with pytest.raises(SpaceExhausted):
+        study.ask()
+
+
+def test_grid_refuses_what_has_no_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"grid tries every value, and parameters\.learning_rate has no end"):
+        run(tmp_path / "a", SamplerConfig(type="grid"), 1)
+    assert not (tmp_path / "a").exists()
+
+
+def test_qmc_spreads_more_evenly_than_chance(tmp_path: Path) -> None:
+    def gap(name: str) -> float:
+        gaps = []
+        for seed in range(5):
+            sampler = SamplerConfig(type=name)  # type: ignore[arg-type]
+            trials = run(tmp_path / f"{name}-{seed}", sampler, 32, seed).trials()
+            rates = sorted(math.log10(t.params["learning_rate"]) for t in trials)
+            gaps.append(max(b - a for a, b in itertools.pairwise([-5, *rates, -2])))
+        return statistics.median(gaps)
+
+    assert gap("qmc") < 0.6 * gap("random")
+
+
+LEARNERS = ["auto", "tpe", "gp", "cmaes", "nsga2", "bohb"]
+
+
+def test_learners_are_all_but_those_that_disregard_results() -> None:
+    assert set(LEARNERS) == set(SAMPLERS) - {"qmc", "random", "grid"}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learns(name: str, tmp_path: Path) -> None:
+    def late_loss(name: str) -> float:
         losses = []
         for seed in range(3):
-            trials = run(tmp_path / f"{sampler.type}-{seed}", sampler, 40, seed=seed).trials()
-            losses += [t.results[0].metrics["loss"] for t in trials[20:]]
+            sampler = SamplerConfig(type=name)  # type: ignore[arg-type]
+            trials = run(tmp_path / f"{name}-{seed}", sampler, 40, seed=seed).trials()
+            losses += [t.results[0].metrics["loss"] for t in trials[25:]]
         return statistics.median(losses)
 
-    assert late_losses(SamplerConfig(type="tpe")) < 0.6 * late_losses(SamplerConfig(type="random"))
+    assert late_loss(name) < 0.9 * late_loss("random")
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learns_what_is_infeasible(name: str, tmp_path: Path) -> None:
+    shares = []
+    for seed in range(3):
+        sampler = SamplerConfig(type=name)  # type: ignore[arg-type]
+        # Half the space (in log) does not fit.
+        trials = run(tmp_path / str(seed), sampler, 60, seed, limit=10**-3.5).trials()
+        shares.append(sum(t.state is TrialState.INFEASIBLE for t in trials) / 60)
+    assert statistics.median(shares) <= 0.35
 
 
 def test_startup_trials_are_random(tmp_path: Path) -> None:
@@ -83,15 +165,6 @@ def test_startup_trials_are_random(tmp_path: Path) -> None:
     default = run(tmp_path / "b", SamplerConfig(type="tpe"), 30).trials()
     assert [t.params for t in all_random[:10]] == [t.params for t in default[:10]]
     assert [t.params for t in all_random[10:]] != [t.params for t in default[10:]]
-
-
-def test_tpe_learns_what_is_infeasible(tmp_path: Path) -> None:
-    shares = []
-    for seed in range(3):
-        # Half the space (in log) does not fit.
-        trials = run(tmp_path / str(seed), SamplerConfig(type="tpe"), 60, seed, limit=10**-3.5).trials()
-        shares.append(sum(t.state is TrialState.INFEASIBLE for t in trials) / 60)
-    assert statistics.mean(shares) <= 0.35
 
 
 def test_tpe_keeps_clear_of_what_is_running(tmp_path: Path) -> None:

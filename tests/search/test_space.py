@@ -164,6 +164,16 @@ def test_a_normal_distribution_stays_inside_its_bounds_and_finite() -> None:
     assert cut.decode(0.5) == pytest.approx(0.6745, abs=1e-3)  # the median of a half-normal
 
 
+def test_a_least_value_next_to_nothing_is_not_rounded_to_what_the_setting_refuses() -> None:
+    for distribution in ("q_uniform", "q_log_uniform_values"):
+        keys = {"distribution": distribution, "min": 2.5e-127, "max": 2, "q": 1}
+        for path in ("learning_rate", "weight_decay"):
+            space, problems = build({path: keys}, LEAVES)
+            assert problems == []
+            lowest = 0 if path == "weight_decay" and distribution == "q_uniform" else 1
+            assert space.parameters[0].distribution.low == lowest  # type: ignore[union-attr]
+
+
 @given(st.data())
 def test_any_block_that_builds_reads_back_the_same(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(["learning_rate", "dropout", "batch_size", "epochs", "task.max_length"]))

@@ -16,7 +16,7 @@ from search.problems import SpecError
 from search.space import Categorical, Condition, Constant, IntUniform, Normal, Uniform
 from search.spec import LEAVES, ParameterSpec, SweepSpec, parse, trial_settings
 from search.trackers import WandbConfig
-from training.config import PhaseConfig, TrainingConfig
+from training.config import PhaseConfig, PrefixStoreConfig, TrainingConfig
 
 GOOD: dict[str, Any] = {
     "name": "test",
@@ -61,13 +61,25 @@ def distribution(keys: Any, path: str = "learning_rate") -> Any:
 def test_a_good_file_has_defaults_and_a_space() -> None:
     spec = parse(GOOD)
     assert spec.training == TrainingConfig()
-    assert (spec.search.sampler.type, spec.search.scheduler.type, spec.search.seed) == ("tpe", "asha", 0)
+    assert (spec.search.sampler.type, spec.search.scheduler.type, spec.search.seed) == ("auto", "auto", 0)
     assert (spec.resources.workers, spec.resources.max_concurrent) == (1, "auto")
     assert spec.checkpoints.keep == 3
     assert spec.tracking.wandb == WandbConfig()
     assert [p.path for p in spec.space.parameters] == list(GOOD["parameters"])
     with pytest.raises(ValidationError):
         spec.name = "other"
+
+
+@pytest.mark.parametrize("short", ["recompute", "off", False])
+def test_the_prefix_store_can_be_turned_off(short: Any) -> None:
+    assert parse(GOOD).resources.prefix_store == PrefixStoreConfig()
+    assert parse(changed(resources__prefix_store=short)).resources.prefix_store.mode == "recompute"
+    budget = parse(changed(resources__prefix_store={"memory": 2, "disk": "auto"})).resources.prefix_store
+    assert budget == PrefixStoreConfig(memory=2.0)
+    assert problems(changed(resources__prefix_store="recomputed")) == [
+        "resources.prefix_store.mode: must be one of store, recompute, got 'recomputed'; "
+        "did you mean recompute?"
+    ]
 
 
 def test_short_forms() -> None:
@@ -137,7 +149,7 @@ def test_short_forms() -> None:
         (
             {"resources": 5},
             "resources: must be a mapping of workers, cpus_per_worker, gpus_per_worker, "
-            "max_concurrent, got 5",
+            "max_concurrent, priority, max_gangs, prefix_store, prices, got 5",
         ),
         ({"parameters": 5}, "parameters: must be a mapping, got 5"),
         (
@@ -155,7 +167,8 @@ def test_short_forms() -> None:
         ),
         (
             {"search__scheduler": "ahsa"},
-            "search.scheduler.type: must be one of asha, none, got 'ahsa'; did you mean asha?",
+            "search.scheduler.type: must be one of auto, asha, hyperband, bohb, median, pasha, none, "
+            "got 'ahsa'; did you mean asha?",
         ),
         # bounds
         ({"training__epochs": -1}, "training.epochs: must be > 0, got -1"),

@@ -110,7 +110,7 @@ def test_the_same_data_may_lie_elsewhere(tmp_path: Path, storage: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "change"),
     [
-        ("search.trials=5", r"search\.trials: 4 -> 5"),
+        ("search.trials=3", r"search\.trials: 4 -> 3"),
         ("search.seed=1", r"search\.seed: 0 -> 1"),
         ("parameters.learning_rate.max=0.01", r"parameters\.learning_rate\.max: 0\.001 -> 0\.01"),
         ("parameters.batch_size={values: [8, 16]}", r"parameters\.batch_size\.values: unset -> \[8, 16\]"),
@@ -129,6 +129,26 @@ def test_another_sweep_of_the_same_name_says_what_differs(
         with pytest.raises(ValueError, match=law):
             act(spec(tmp_path, override), storage)
     assert {path: path.read_bytes() for path in made.directory.iterdir()} == before
+
+
+def test_what_may_change_is_taken_over(tmp_path: Path, storage: Path) -> None:
+    create(spec(tmp_path), storage)
+    changed = spec(tmp_path, "search.trials=6", "resources.max_concurrent=2")
+    assert check_name(changed, storage) == [
+        "search.trials: 4 -> 6",
+        "resources.max_concurrent: 'auto' -> 2",
+    ]
+    made = create(changed, storage)
+    assert find("tiny", storage).spec == changed
+    assert made.target(made.read()) == 6
+    made.open().aim(7)  # extended since
+    again = create(spec(tmp_path, "search.trials=9", "resources.max_concurrent=2"), storage)
+    assert again.target(again.read()) == 9
+    both = spec(tmp_path, "search.trials=10", "search.seed=1", "resources.max_concurrent=2")
+    law = r"another file \(search\.seed: 0 -> 1\); of a sweep that has begun only more trials"
+    with pytest.raises(ValueError, match=law):
+        create(both, storage)
+    assert find("tiny", storage).spec.search.trials == 9  # not even what may
 
 
 def test_a_free_name_is_checked_without_making_anything(tmp_path: Path, storage: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from training.config import DataConfig, ModelConfig, TaskConfig, TrainingConfig, TrialConfig
@@ -163,10 +163,12 @@ class Recorder:
     Args:
         stop_at: answer STOP to this evaluation, counted from 1.
         die_at: raise `Killed` at this evaluation, whose checkpoint is written by then.
+        leave_at: answer LEAVE to the first progress at this step or later.
     """
 
     stop_at: int | None = None
     die_at: int | None = None
+    leave_at: int | None = None
     courses: list[Course] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -174,8 +176,10 @@ class Recorder:
     def started(self, course: Course) -> None:
         self.courses.append(course)
 
-    def progressed(self, progress: Progress) -> None:
+    def progressed(self, progress: Progress) -> Verdict | None:
         self.progress.append(progress)
+        leaves = self.leave_at is not None and progress.step >= self.leave_at
+        return Verdict.LEAVE if leaves else None
 
     def evaluated(self, evaluation: Evaluation) -> Verdict:
         self.evaluations.append(evaluation)
@@ -210,6 +214,12 @@ def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
 def plain(config: TrialConfig) -> TrialConfig:
     """The trial with dropout as the model has it."""
     return replace(config, training=replace(config.training, dropout=None))
+
+
+def attach(prefix: nn.Module | None, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Inputs of the suffix above `prefix` for a batch of tokens, as it comes."""
+    with torch.no_grad():
+        return {**batch, **({"states": prefix(**batch)} if prefix is not None else {})}
 
 
 class Crew:

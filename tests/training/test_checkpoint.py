@@ -30,6 +30,8 @@ from training.optim import Slots
 
 WEIGHTS = "weights-00000-of-00001.safetensors"
 SLOTS = "slots-00000-of-00001.safetensors"
+SCALER = {"cur_scale": 512.0, "cur_hysteresis": 1, "cur_iter": 7, "last_overflow_iter": 6}
+LOSSES = (0.5, float("inf"))
 MINE = Identity(model="m", data="d", settings="s")
 
 
@@ -41,7 +43,7 @@ def state(step: int = 3, width: int = 4) -> State:
         "exp_avg_sq": torch.rand(width, 3, generator=draw),
     }
     slots = {"a.weight": Slots(tensors=kept, steps=2)}
-    return State(step=step, weights=weights, slots=slots, loss_scale=512.0, seconds=1.25)
+    return State(step=step, weights=weights, slots=slots, scaler=SCALER, losses=LOSSES, seconds=1.25)
 
 
 HISTORY = [
@@ -66,7 +68,7 @@ def test_round_trip(tmp_path: Path) -> None:
     found = newest(directory, MINE)
     assert found is not None
     assert (found.path, found.phase, found.state.step) == (path, "head", 3)
-    assert (found.state.loss_scale, found.state.seconds) == (512.0, 1.25)
+    assert (found.state.scaler, found.state.losses, found.state.seconds) == (SCALER, LOSSES, 1.25)
     assert [told.step for told in found.history] == [1, 3]
     assert found.history[1] == HISTORY[1]
     assert found.history[0].metrics["eval/accuracy"] == 0.5
@@ -209,7 +211,7 @@ def test_damage_is_seen_and_the_one_before_is_used(name: str, damage: object, tm
             load_weights(path, "m")
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"format"', "\x00\x01", '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"format"', "\x00\x01", '{"format": 3}'])
 def test_a_manifest_that_is_garbage(text: str, tmp_path: Path) -> None:
     path = write(tmp_path)
     (path / "manifest.json").write_text(text)
@@ -235,7 +237,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path)
     whole = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**whole, "format": 99}))
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 2") as error:
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 3") as error:
         newest(tmp_path, MINE)
     assert not isinstance(error.value, DamagedCheckpoint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -14,16 +15,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tests.training.conftest import BLOCKS, VOCABULARY, Crew, assert_same, largest_difference, tiny_model
+from tests.training.conftest import (
+    BLOCKS,
+    VOCABULARY,
+    Crew,
+    assert_same,
+    attach,
+    largest_difference,
+    tiny_model,
+)
 from training import optim, suffix
 from training.blocks import Blocks
 from training.config import TrainingConfig, ZeroConfig
-from training.engine import compute_dtype, effective_stage, engine
+from training.engine import compute_dtype, engine
 from training.optim import Slots
-from training.prefix import Prefix
 from training.schedules import Phase
 from training.suffix import Weights
 from training.team import Team
+from training.zero import effective_stage
 
 GROWING = (
     Phase(name="head", start_epoch=0.0, blocks=()),
@@ -140,7 +149,7 @@ def drive(
     phases: Sequence[Phase],
     training: TrainingConfig,
     accumulation: int,
-    loss_scale: float | None = None,
+    scaler: dict[str, float] | None = None,
 ) -> Outcome:
     """The same run on one engine a phase, as the training loop does it, with its seams checked."""
     blocks = Blocks(tiny_model())
@@ -153,7 +162,8 @@ def drive(
         groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages=ages, training=training)
         boundary = suffix.boundary(phase, blocks, own)
         below = None if boundary < 0 else blocks.prefix(boundary, compute_dtype(training.precision))
-        prefix = Prefix(module=None if below is None else below.to(team.device))
+        # A copy: in fp32 it shares the memory of the model, which would move with it.
+        prefix = None if below is None else copy.deepcopy(below).to(team.device)
         with engine(
             module,
             groups=groups,
@@ -161,7 +171,7 @@ def drive(
             slots=slots,
             training=training,
             team=team,
-            loss_scale=loss_scale,
+            scaler=scaler,
         ) as live:
             present = Weights(blocks, own)
             assert_same(live.weights(), {name: present[name] for name in shapes})
@@ -178,7 +188,7 @@ def drive(
                 for index in range(accumulation):
                     rows = slice(index * team.size + team.rank, None, accumulation * team.size)
                     micro = {name: tensor[rows].to(team.device) for name, tensor in inputs.items()}
-                    logits = live(**prefix(micro)).float()
+                    logits = live(**attach(prefix, micro)).float()
                     part = cross_entropy(logits, labels[rows].to(team.device), reduction="sum") / BATCH
                     live.backward(part * team.size, last=index == accumulation - 1)
                     loss += part.detach()
@@ -195,7 +205,7 @@ def drive(
             if training.zero.stage < 3:  # what computes is what is kept, at its precision
                 for name in shapes:
                     assert torch.equal(low[name], outcome.weights[name].to(dtype).float()), name
-            loss_scale = live.loss_scale
+            scaler = live.scaler
     return outcome
 
 
@@ -387,30 +397,32 @@ def test_fp16_skips_a_step_that_overflows_and_carries_its_scale(team: Team, stag
     blocks = Blocks(tiny_model())
     phase, training = GROWING[0], settings(stage, "fp16")
 
-    def start(scale: float | None) -> Any:
+    def start(scaler: dict[str, float] | None) -> Any:
         module = suffix.build(phase, blocks, {}, dropout=0.0)
         shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
         groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
         return engine(
-            module, groups=groups, weights={}, slots={}, training=training, team=team, loss_scale=scale
+            module, groups=groups, weights={}, slots={}, training=training, team=team, scaler=scaler
         )
 
-    prefix = Prefix(module=blocks.prefix(BLOCKS, torch.float16))
+    prefix = blocks.prefix(BLOCKS, torch.float16)
     inputs, labels = batch_of(0)
-    with start(1024.0) as live:
+    with start({"cur_scale": 1024.0}) as live:
         before = live.weights()
         for _ in range(2):  # DeepSpeed forgives the first
-            loss = cross_entropy(live(**prefix(inputs)).float(), labels) * math.inf
+            loss = cross_entropy(live(**attach(prefix, inputs)).float(), labels) * math.inf
             live.backward(loss, last=True)
             live.step(1.0)
         assert live.skipped_steps == 2
         assert live.loss_scale == 512.0
         assert_same(live.weights(), before)
         assert {slot.steps for slot in live.slots().values()} == {0}
-        scale = live.loss_scale
-    with start(scale) as live:
-        assert live.loss_scale == 512.0
-        live.backward(cross_entropy(live(**prefix(inputs)).float(), labels), last=True)
+        scaler = live.scaler
+    # Not the scale alone: DeepSpeed counts what it forgives, and the steps since it last overflowed.
+    assert scaler == {"cur_scale": 512.0, "cur_hysteresis": 1, "cur_iter": 2, "last_overflow_iter": 1}
+    with start(scaler) as live:
+        assert live.scaler == scaler
+        live.backward(cross_entropy(live(**attach(prefix, inputs)).float(), labels), last=True)
         live.step(1.0)
         assert live.skipped_steps == 0
         assert {slot.steps for slot in live.slots().values()} == {1}

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, plain
-from training.config import LimitConfig, TrialConfig, UnfreezingConfig, ZeroConfig
+from training.config import LimitConfig, PrefixStoreConfig, TrialConfig, UnfreezingConfig, ZeroConfig
 from training.data import Split
-from training.evaluate import evaluate, tensors
+from training.evaluate import evaluate
 from training.loop import train
-from training.prefix import Prefix
 from training.team import Team
 from training.workspace import Workspace
 
@@ -37,10 +36,12 @@ def split_of(setting: Any, count: int) -> Split:
     )
 
 
-def measure(team: Team, config: TrialConfig, count: int, boundary: int) -> dict[str, float]:
-    setting = Workspace(team).open(config)
-    prefix = Prefix(module=None if boundary < 0 else setting.prefix(boundary, torch.float32, CPU))
-    split = split_of(setting, count)
+def measure(
+    team: Team, config: TrialConfig, count: int, boundary: int, batch_tokens: int = 2_048
+) -> dict[str, float]:
+    setting = Workspace(team, prefix_store=PrefixStoreConfig(mode="recompute")).open(config)
+    data = replace(setting.data, validation=split_of(setting, count))
+    feed = replace(setting.frozen, data=data, probes={}).feed(boundary, torch.float32, CPU)
     suffix = setting.blocks.suffix(boundary)
     fresh = setting.fresh_weights(0)
     with torch.no_grad():
@@ -48,7 +49,7 @@ def measure(team: Team, config: TrialConfig, count: int, boundary: int) -> dict[
             if name in fresh:
                 parameter.copy_(fresh[name])
     live: Any = Whole(suffix)
-    return evaluate(live, prefix, split, data=setting.data, task=setting.task, cap=24, team=team)
+    return evaluate(live, feed, "validation", task=setting.task, team=team, batch_tokens=batch_tokens)
 
 
 def directly(workspace: Workspace, config: TrialConfig, count: int) -> dict[str, float]:
@@ -69,25 +70,18 @@ def directly(workspace: Workspace, config: TrialConfig, count: int) -> dict[str,
 
 @pytest.mark.parametrize("boundary", [-1, 2])
 def test_metrics_are_those_of_the_examples_one_by_one(
-    boundary: int, make_trial: MakeTrial, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    boundary: int, make_trial: MakeTrial, workspace: Workspace
 ) -> None:
     config = plain(make_trial())  # the model's own dropout, which evaluation must not feel
-    monkeypatch.setattr("training.evaluate._BATCH_TOKENS", {"cpu": 100})
-    found = measure(workspace.team, config, 30, boundary)
+    found = measure(workspace.team, config, 30, boundary, batch_tokens=100)
     assert found == pytest.approx(directly(workspace, config, 30), abs=1e-5)
     assert all(isinstance(value, float) for value in found.values())
 
 
 def measure_each(team: Team, config: TrialConfig) -> list[dict[str, float]]:
     """With fewer batches than workers, as many, an odd number."""
-    import training.evaluate
-
-    found = []
-    for tokens, count in ((2048, 30), (2048, 1), (200, 30), (100, 29), (150, 30)):
-        training.evaluate._BATCH_TOKENS = {"cpu": tokens}
-        found.append(measure(team, config, count, 2))
-    training.evaluate._BATCH_TOKENS = {"cpu": 2_048}
-    return found
+    sizes = ((2048, 30), (2048, 1), (200, 30), (100, 29), (150, 30))
+    return [measure(team, config, count, 2, batch_tokens=tokens) for tokens, count in sizes]
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
@@ -99,12 +93,17 @@ def test_two_workers_measure_what_one_does(make_trial: MakeTrial, workspace: Wor
     assert first == alone
 
 
-def test_tensors(make_trial: MakeTrial, workspace: Workspace) -> None:
-    data = workspace.open(make_trial()).data
-    batch, labels = tensors(data.validation, np.array([3, 0]), data=data, cap=24, device=CPU)
+def test_batches_of_tokens(make_trial: MakeTrial, workspace: Workspace) -> None:
+    setting = workspace.open(make_trial())
+    data = setting.data
+    feed = setting.frozen.feed(-1, torch.float32, CPU)
+    batch, labels = feed.batch("validation", np.array([3, 0]))
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch["attention_mask"].sum(1).tolist() == data.validation.lengths[[3, 0]].tolist()
-    assert batch["input_ids"].shape[1] % 8 == 0
+    longest = int(data.validation.lengths[[3, 0]].max())
+    assert batch["input_ids"].shape[1] == longest  # in bf16, whose kernels are made for shapes, fewer widths
+    wide, _ = setting.frozen.feed(-1, torch.bfloat16, CPU).batch("validation", np.array([3, 0]))
+    assert wide["input_ids"].shape[1] == min(-(-longest // 8) * 8, 24)
     assert labels.tolist() == data.validation.labels[[3, 0]].tolist()
     assert {tensor.dtype for tensor in (*batch.values(), labels)} == {torch.int64}
 

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tests.training.conftest import Crew
+from tests.training.conftest import Crew, attach
 from training import memory, optim, suffix
 from training.blocks import Blocks
 from training.config import ModelConfig, TaskConfig, TrainingConfig, ZeroConfig
 from training.engine import compute_dtype, engine
 from training.memory import ModelShape, estimate, read_shape, shape_of
 from training.models import model_directory
-from training.prefix import Prefix
+from training.prefix.compute import on_device
 from training.schedules import Phase
 from training.team import Team
 
@@ -58,11 +58,9 @@ def steps(team: Team, phase: Phase, training: TrainingConfig, micro_batch: int) 
     """Two optimizer steps on a fresh engine. A generator: it pauses once the engine is there."""
     blocks, device = minilm(), team.device
     at = suffix.boundary(phase, blocks, {})
-    prefix = Prefix(module=None if at < 0 else blocks.prefix(at, compute_dtype(training.precision)))
-    if prefix.module is not None and device.type == "cuda":
-        from copy import deepcopy
-
-        prefix = Prefix(module=deepcopy(prefix.module).to(device))
+    prefix = None
+    if at >= 0:
+        prefix = on_device(blocks.prefix(at, compute_dtype(training.precision)), device)
     module = suffix.build(phase, blocks, {}, dropout=training.dropout).to(device)
     if training.activation_checkpointing:
         suffix.recompute_activations(module)
@@ -81,7 +79,7 @@ def steps(team: Team, phase: Phase, training: TrainingConfig, micro_batch: int) 
         yield
         for _ in range(2):
             for index in range(rounds):
-                loss = cross_entropy(live(**prefix(inputs)).float(), labels)
+                loss = cross_entropy(live(**attach(prefix, inputs)).float(), labels)
                 live.backward(loss, last=index == rounds - 1)
             live.step(1.0)
 
@@ -215,9 +213,9 @@ def test_activations_are_what_autograd_saves(phase: Phase, dropout: float | None
     mask = torch.ones(4, TOKENS, dtype=torch.int64)
     mask[:, -3:] = 0
     whole = suffix.boundary(phase, blocks, {}) < 0
-    inputs = (
-        {"input_ids": torch.full((4, TOKENS), 7)} if whole else {"inputs_embeds": torch.ones(4, TOKENS, 384)}
-    )
+    inputs: dict[str, Any] = {"input_ids": torch.full((4, TOKENS), 7)}
+    if not whole:
+        inputs["states"] = (torch.ones(4, TOKENS, 384),)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = module(**inputs, attention_mask=mask).logits  # noqa: F841
     found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())

@@ -107,7 +107,11 @@ def test_hub_models_come_from_the_local_cache(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "blocks"),
-    [(GPT2Config(n_layer=4), 4), (T5Config(num_layers=5), 5), (RobertaConfig(num_hidden_layers=2), 2)],
+    [
+        (GPT2Config(n_layer=4), 4),
+        (T5Config(num_layers=5, num_decoder_layers=3), 8),
+        (RobertaConfig(num_hidden_layers=2), 2),
+    ],
 )
 def test_num_blocks(config: object, blocks: int) -> None:
     assert num_blocks(config) == blocks

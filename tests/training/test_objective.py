@@ -12,12 +12,12 @@ import torch
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, largest_difference
-from tests.training.test_loop import EVERYTHING, GROWING, reference, run, run_there
+from tests.training.reference import reference
+from tests.training.test_loop import GROWING, run, run_there
 from training.config import ZeroConfig
 from training.loop import train
 from training.workspace import Workspace
 
-PHASES: list[tuple[int, set[object]]] = [(0, {"head"}), (3, {"head", 1, 2}), (6, EVERYTHING)]
 SETTINGS: dict[str, Any] = {"epochs": 1.5, "unfreezing": GROWING, "adam_epsilon": 1e-3}
 
 
@@ -40,9 +40,9 @@ def test_the_loss_is_torchs_over_the_global_batch(
         each = torch.tensor(44 / (2 * counts), dtype=torch.float32)
     elif weights != "none":
         each = torch.tensor(weights)
-    assert largest_difference(state.weights, reference(config, setting, PHASES, each)) < 1e-6
+    assert largest_difference(state.weights, reference(config, setting, each)[1]) < 1e-6
     plain = replace(config, training=replace(config.training, label_smoothing=0.0, class_weights="none"))
-    assert largest_difference(state.weights, reference(plain, setting, PHASES)) > 1e-4
+    assert largest_difference(state.weights, reference(plain, setting)[1]) > 1e-4
 
 
 def test_class_weights_on_two_workers(

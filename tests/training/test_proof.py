@@ -12,9 +12,8 @@ from tests.training.conftest import MakeTrial, Recorder
 from training import loop, optim
 from training.config import PhaseConfig, TrainingConfig, TrialConfig, UnfreezingConfig
 from training.engine import Engine
-from training.loop import _step_sizes
 from training.optim import Group
-from training.proof import BrokenProof, Witness, prove
+from training.proof import BrokenProof, Witness, prove, step_sizes
 from training.reporter import Verdict
 from training.team import Team
 from training.workspace import Workspace
@@ -184,11 +183,33 @@ def test_witness() -> None:
     assert witness.seen == set()
 
 
-def test_where_steps_are_not_normalised_they_are_as_small_as_the_gradient() -> None:
-    layer = torch.nn.Linear(2, 2)
-    witness = Witness(layer)
-    (layer(torch.ones(1, 2)).sum() * 1e-12).backward()
-    group = Group(names=("weight", "bias"), learning_rate=0.1, weight_decay=0.0, age=0)
-    assert _step_sizes([group], 0.5, witness, TrainingConfig()) == {"weight": 0.05, "bias": 0.05}
-    sgd = _step_sizes([group], 0.5, witness, TrainingConfig(optimizer="sgd"))
-    assert all(0 < size < 1e-12 for size in sgd.values())
+def seen(**gradients: float) -> Witness:
+    """A witness of one-element tensors that got these gradients."""
+    module = torch.nn.ParameterDict({name: torch.zeros(1) for name in gradients})
+    witness = Witness(module)
+    sum(value * module[name].sum() for name, value in gradients.items()).backward()  # type: ignore[union-attr]
+    return witness
+
+
+def test_what_motion_is_expected() -> None:
+    group = Group(names=("a", "b", "c", "d"), learning_rate=0.1, weight_decay=0.0, age=0)
+    witness = seen(a=1.0, b=1e-7, c=1e-4)
+    adam = step_sizes([group], 0.5, witness, TrainingConfig())
+    assert adam["a"] == pytest.approx(0.05, rel=1e-3)
+    assert adam["c"] == pytest.approx(0.05, rel=0.2)
+    # Beside the largest gradient that of `b` may be rounding; `d` got none.
+    assert adam["b"] == adam["d"] == 0.0
+    # Adam's steps are small where its epsilon is large beside the gradient.
+    assert step_sizes([group], 0.5, witness, TrainingConfig(adam_epsilon=1.0))["a"] < 1e-3
+    # Those of SGD are as small as the gradient.
+    sgd = step_sizes([group], 0.5, witness, TrainingConfig(optimizer="sgd"))
+    assert 0 < sgd["c"] < 5e-6
+    # Where every step was skipped nothing has moved.
+    assert set(step_sizes([group], 0.0, witness, TrainingConfig()).values()) == {0.0}
+
+
+def test_gradients_are_unscaled() -> None:
+    layer = torch.nn.Linear(1, 1)
+    witness = Witness(layer, loss_scale=1024.0)
+    (layer(torch.ones(1, 1)).sum() * 1024.0).backward()
+    assert witness.largest == {"weight": 1.0, "bias": 1.0}

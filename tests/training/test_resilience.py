@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, largest_difference
-from tests.training.test_loop import GROWING, run
-from training import loop
+from tests.training.test_loop import GROWING, listed, run
+from training import reports, sizes
 from training.config import EarlyStoppingConfig, TrialConfig, ZeroConfig
 from training.engine import Engine
 from training.loop import train
 from training.reporter import Verdict
+from training.schedules import Phase
+from training.sizes import Sizes
 from training.tasks import TASKS
 from training.team import Team
 from training.trial import Diverged, Infeasible, OutOfMemory
@@ -79,7 +81,9 @@ def test_out_of_memory_halves_the_micro_batch(
     assert told_here.scores == told.scores
     assert_same(state.weights, expected.weights)
     # What fits is remembered, for each boundary.
-    assert mine.open(config).micro_limits == {3: 2, 1: 2, -1: 2}
+    limits = mine.open(config).limits
+    assert [at.split(",")[0] for at in limits] == ["boundary 3", "boundary 1", "boundary -1"]
+    assert {known.micro_batch for known in limits.values()} == {2}
     shortage.asked.clear()
     run(make_trial(seed=6, **settings), mine, tmp_path / "next")
     assert (shortage.errors, max(shortage.asked)) == ([], 2)
@@ -105,7 +109,8 @@ def test_out_of_memory_in_the_middle_of_a_step(
     monkeypatch.setattr(Engine, "backward", fail)
     mine = Workspace(team)
     state, told_here = run(config, mine, tmp_path / "short")
-    assert mine.open(config).micro_limits == {1: 2}
+    ((at, known),) = mine.open(config).limits.items()
+    assert (at.split(",")[0], known.micro_batch) == ("boundary 1", 2)
     assert [step for step, _ in told_here.losses] == [step for step, _ in told.losses]
     assert [loss for _, loss in told_here.losses] == pytest.approx(
         [loss for _, loss in told.losses], abs=1e-5
@@ -138,30 +143,32 @@ def test_a_limit_that_is_known_from_elsewhere(
     make_trial: MakeTrial, team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Shortage(99).install(monkeypatch)
-    train(
-        make_trial(**SETTINGS),
-        workspace=Workspace(team),
-        reporter=Recorder(),
-        directory=tmp_path,
-        micro_limit=2,
-    )
-    assert set(seen.asked) == {2}
+    config = make_trial(**SETTINGS)
+    phase = Phase(name="phase-2", start_epoch=0.5, blocks=(1, 2))
+    limits = {sizes.key(config.training, phase, 1): Sizes(micro_batch=2, evaluation_tokens=100)}
+    train(config, workspace=Workspace(team), reporter=Recorder(), directory=tmp_path, limits=limits)
+    # Only in the phase that it is known of: steps 4 to 6, the last of them of half a batch.
+    assert seen.asked == [8] * 3 + [2] * (4 + 4 + 2) + [8] * 3
 
 
-def run_short_there(team: Team, config: TrialConfig, directory: Path) -> int:
-    """The micro-batch that was too large for this rank."""
+def run_short_there(team: Team, config: TrialConfig, directory: Path) -> Any:
+    """What a rank that runs short says is to be tried next."""
     with pytest.MonkeyPatch.context() as patch:
         Shortage(3).install(patch)
         with pytest.raises(OutOfMemory, match="CUDA out of memory") as error:
             train(config, workspace=Workspace(team), reporter=Recorder(), directory=directory)
-    return error.value.micro_batch
+    return error.value.at, error.value.smaller
 
 
 def test_out_of_memory_on_two_workers_is_for_their_gang(
     make_trial: MakeTrial, tmp_path: Path, pair: Crew
 ) -> None:
     """Another rank may wait in a collective by then, so nothing is repeated here."""
-    assert pair.run(run_short_there, make_trial(), tmp_path) == [4, 4]
+    config = make_trial()
+    phase = Phase(name="full", start_epoch=0.0, blocks=(0, 1, 2), embeddings=True)
+    half = Sizes(micro_batch=2, evaluation_tokens=2048)
+    said = (sizes.key(config.training, phase, -1), half)
+    assert pair.run(run_short_there, config, tmp_path) == [said, said]
 
 
 @pytest.fixture
@@ -211,6 +218,69 @@ def test_three_in_a_row_over_phases_count(
         train(make_trial(**SETTINGS), workspace=workspace, reporter=Recorder(), directory=tmp_path)
 
 
+def test_three_in_a_row_over_a_resume_count(
+    spoil: Callable[..., None], make_trial: MakeTrial, workspace: Workspace, tmp_path: Path
+) -> None:
+    config = make_trial(evaluations_per_epoch=6, log_every=1)
+    spoil({3, 4}, float("nan"))
+    run(config, workspace, tmp_path, die_at=4)
+    spoil({1}, float("nan"))  # of the process that takes it up: the fifth
+    with pytest.raises(Diverged, match=r"^the training loss is nan at step 5$"):
+        train(config, workspace=workspace, reporter=Recorder(), directory=tmp_path)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_whole_state_of_a_loss_scale_survives_a_resume(
+    stage: int, make_trial: MakeTrial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed forgives the first overflow and not the second, with a resume between them or not."""
+    settings: dict[str, Any] = {"precision": "fp16", "zero": ZeroConfig(stage=stage)}  # type: ignore[arg-type]
+    config = make_trial(evaluations_per_epoch=6, log_every=1, dropout=0.2, **settings)
+
+    def overflow(at: set[int]) -> None:
+        """The gradients of these steps, counted from 1, are infinite; the losses are not."""
+        steps = itertools.count(1)
+
+        def losses(task: Any, logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+            if next(steps) in at:
+                logits.register_hook(lambda gradient: gradient * float("inf"))
+            return LOSSES(task, logits, labels, **settings)
+
+        monkeypatch.setattr(TASK, "losses", losses)
+
+    overflow({2, 5})
+    whole, told = run(config, workspace, tmp_path / "whole")
+    assert whole.scaler is not None
+    assert whole.scaler["cur_scale"] == 2.0**15
+    overflow({2})
+    run(config, workspace, tmp_path / "killed", die_at=3)
+    overflow({2})
+    resumed, after = run(config, workspace, tmp_path / "killed")
+    assert after.courses[0].resumed_step == 3
+    assert resumed.scaler == whole.scaler
+    assert after.losses == told.losses[3:]
+    assert_same(resumed.weights, whole.weights)
+    for name, slots in resumed.slots.items():
+        assert slots.steps == whole.slots[name].steps
+        assert_same(slots.tensors, whole.slots[name].tensors)
+
+
+def test_a_phase_in_which_every_step_overflows_breaks_no_proof(
+    make_trial: MakeTrial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = itertools.count(1)
+
+    def losses(task: Any, logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+        if next(steps) <= 2:
+            logits.register_hook(lambda gradient: gradient * float("inf"))
+        return LOSSES(task, logits, labels, **settings)
+
+    monkeypatch.setattr(TASK, "losses", losses)
+    unfreezing = listed((0.0, ["head"]), (0.3, ["all"]))
+    config = make_trial(precision="fp16", unfreezing=unfreezing, log_every=1)
+    assert run(config, workspace, tmp_path)[0].step == 6
+
+
 def rule(**settings: Any) -> EarlyStoppingConfig:
     return EarlyStoppingConfig(**{"metric": "eval/accuracy", "goal": "maximize", "patience": 2, **settings})
 
@@ -240,7 +310,7 @@ def test_early_stopping(
         scores = iter((0.5, 0.6, 0.65, 0.6, 0.65, 0.7))  # to equal the best is no improvement
     losses = iter((6.0, 5.0, 4.0, 3.0, 2.0, 1.0))
     monkeypatch.setattr(
-        loop, "evaluate", lambda *_, **__: {"eval/accuracy": next(scores), "eval/loss": next(losses)}
+        reports, "evaluate", lambda *_, **__: {"eval/accuracy": next(scores), "eval/loss": next(losses)}
     )
     config = make_trial(epochs=3.0, evaluations_per_epoch=2, early_stopping=early_stopping)
     told = Recorder()

@@ -95,24 +95,6 @@ def test_weights_that_do_not_fit_the_configuration(
     )
 
 
-def test_prefixes_are_built_once(make_trial: MakeTrial, team: Team) -> None:
-    setting = Workspace(team).open(make_trial())
-    cpu = torch.device("cpu")
-    assert setting.prefix(2, torch.float32, cpu) is setting.prefix(2, torch.float32, cpu)
-    assert setting.prefix(2, torch.bfloat16, cpu) is not setting.prefix(2, torch.float32, cpu)
-    assert setting.prefix(1, torch.float32, cpu) is not setting.prefix(2, torch.float32, cpu)
-    assert setting.touched() == []
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_prefixes_leave_the_model_where_it_is(make_trial: MakeTrial, team: Team) -> None:
-    setting = Workspace(team).open(make_trial())
-    prefix = setting.prefix(2, torch.float32, torch.device("cuda", 0))
-    assert {parameter.device.type for parameter in prefix.parameters()} == {"cuda"}
-    assert {parameter.device.type for parameter in setting.blocks.model.parameters()} == {"cpu"}
-
-
 def test_checksum() -> None:
     tensor = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     expected = checksum(tensor)

@@ -73,3 +73,18 @@ def test_a_resumed_trial_appends_what_is_new_even_after_a_torn_line(tmp_path: Pa
         losses = [e["examples"] for e in logged if e["trial"] == trial and "train/loss" in e["metrics"]]
         assert losses == [1, 2, 3, 4]
     assert [event["examples"] for event in logged if "eval/loss" in event["metrics"]] == [2, 3]
+
+
+def test_what_cannot_be_written_waits(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    tracker = JsonlTracker()
+    tracker.start(run(tmp_path))
+    tracker.log(0, {"loss": 1.0}, examples=1)
+    tracker.close(1.0)
+    assert "cannot be written" in tracker.warnings[0]
+    path.unlink()
+    tracker.log(0, {"loss": 0.5}, examples=2)
+    tracker.close(1.0)
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    assert kinds == ["start", "log", "log"]

@@ -49,19 +49,27 @@ def test_rows_reach_the_right_runs_and_resume_adds_to_them(
     assert processes() == {}
 
 
-def test_the_login_in_netrc_is_found(
-    server: Any, key: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["netrc", "file"])
+def test_a_key_that_is_not_in_the_environment_is_found(
+    server: Any, key: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
-    (home / "netrc").write_text(
-        f"machine {server.url.removeprefix('http://')}\n  login user\n  password {key}\n"
-    )
-    (home / "netrc").chmod(0o600)
-    tracker = WandbTracker()
-    tracker.start(run(tmp_path, 0))
+    settings = WandbConfig()
+    if where == "netrc":
+        host = server.url.removeprefix("http://")
+        (home / "netrc").write_text(f"machine {host}\n  login user\n  password {key}\n")
+        (home / "netrc").chmod(0o600)
+    else:
+        (home / "key").write_text(f"{key}\n")
+        settings = WandbConfig(api_key_file=str(home / "key"))
+    tracker = WandbTracker(settings)
+    tracker.start(run(tmp_path / "sweep", 0))
     tracker.close(15)
     assert tracker.modes == {0: "online"}
     assert tracker.warnings == []
+    files = [path for path in (tmp_path / "sweep").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if key.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

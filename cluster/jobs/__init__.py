@@ -1,0 +1,1 @@
+"""Sweeps on a cluster that is reached over HTTP, by Ray Jobs."""

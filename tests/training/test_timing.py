@@ -1,0 +1,40 @@
+"""The probe: the real training loop on a tiny model, timed."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.training.conftest import MakeTrial
+from training.config import PrefixStoreConfig
+from training.team import Team
+from training.timing import Shape, _measure, probe
+
+
+def test_each_shape_is_measured(make_trial: MakeTrial, team: Team) -> None:
+    shapes = [Shape(depth=depth, batch_size=8) for depth in (0, 2, 4)]
+    start_s, costs = _measure(make_trial(), shapes, PrefixStoreConfig(), 1, False, time.time())
+    assert 0 < start_s < 60
+    assert [cost.shape for cost in costs] == shapes
+    for cost in costs:
+        assert cost.step_s > 0
+        assert cost.store_s >= 0
+        assert cost.trained == 44
+        assert cost.begin_s >= 0
+        assert cost.evaluation_s > 0
+        assert cost.evaluated == 30
+        assert cost.end_s > 0
+    sizes = [cost.checkpoint_bytes for cost in costs]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]  # a deeper phase has more to keep
+
+
+@pytest.mark.slow
+def test_processes_measure_side_by_side(make_trial: MakeTrial) -> None:
+    shapes = [Shape(depth=1, batch_size=8)]
+    found = probe(make_trial(), shapes, store=PrefixStoreConfig(), processes=2, cpus=1, gpu=False)
+    assert found.processes == 2
+    assert found.start_s > 0
+    (cost,) = found.costs
+    assert cost.step_s > 0

@@ -1,0 +1,272 @@
+"""Entries of the prefix store: memory-mapped files of states, whole or not there at all.
+
+An entry is a directory, named after everything that its contents depend on: a file of states for
+each stack, and a manifest with sizes and checksums, which is written last, before the directory
+gets its name. Whoever reads one holds a shared lock on its manifest; whoever removes one, an
+exclusive lock. The kernel lets go of a lock when its holder dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from training.prefix.budget import Held
+from training.prefix.states import States
+
+_MANIFEST = "manifest.json"
+_CHUNK_BYTES = 2**24
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the states of an entry are."""
+
+    tokens: int
+    hidden: int
+    stacks: int
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return self.stacks * self.stack_size
+
+    @property
+    def stack_size(self) -> int:
+        """Bytes of the file of one stack."""
+        return self.tokens * self.hidden * self.dtype.itemsize
+
+
+class Entry:
+    """An entry that is open to read. It cannot be evicted before it is closed."""
+
+    def __init__(self, path: Path, shape: Shape, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock
+        numel = shape.tokens * shape.hidden
+        self.states: States = tuple(
+            torch.from_file(str(path / f"{stack}.bin"), shared=False, size=numel, dtype=shape.dtype).view(
+                shape.tokens, shape.hidden
+            )
+            for stack in range(shape.stacks)
+        )
+        """[tokens, D] of each stack, mapped: pages are read when they are needed, and shared."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.states = ()
+        self._lock.close()
+
+
+class Draft:
+    """An entry that is being made, with all its space reserved.
+
+    Raises:
+        OSError: where there is no space.
+    """
+
+    def __init__(self, root: Path, key: str, shape: Shape) -> None:
+        self._root, self._key, self._shape = root, key, shape
+        self.path = root / f".{key}-{uuid.uuid4().hex[:8]}"
+        self.path.mkdir(parents=True)
+        try:
+            for name in self._names():
+                with (self.path / name).open("wb") as file:
+                    # Or a full file system kills the process when it writes to the map.
+                    os.posix_fallocate(file.fileno(), 0, shape.stack_size)
+        except OSError:
+            self.discard()
+            raise
+        numel = shape.tokens * shape.hidden
+        self.states: States = tuple(
+            torch.from_file(str(self.path / name), shared=True, size=numel, dtype=shape.dtype).view(
+                shape.tokens, shape.hidden
+            )
+            for name in self._names()
+        )
+        """[tokens, D] of each stack, to be written."""
+
+    def commit(self, *, seconds: float, rows: int, described: dict[str, Any]) -> Path:
+        """Give the entry its name, with checksums of its contents. Until then nobody sees it.
+
+        Args:
+            seconds: what it takes to compute.
+            rows: of a canonical batch.
+            described: what its key stands for.
+        """
+        self.states = ()
+        files = {name: _checksum(self.path / name, sync=True) for name in self._names()}
+        manifest = {
+            "of": described,
+            "rows": rows,
+            "seconds": seconds,
+            "files": files,
+        }
+        with (self.path / _MANIFEST).open("w") as file:
+            json.dump(manifest, file)
+            file.flush()
+            os.fsync(file.fileno())
+        final = self._root / self._key
+        shutil.rmtree(final, ignore_errors=True)  # one that is damaged, or it would have been used
+        self.path.rename(final)
+        return final
+
+    def discard(self) -> None:
+        """Give up."""
+        self.states = ()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _names(self) -> list[str]:
+        return [f"{stack}.bin" for stack in range(self._shape.stacks)]
+
+
+_verified: dict[tuple[str, int, int], bool] = {}
+"""Path, inode and time of change of manifests whose files this process has checked."""
+
+
+def open_entry(root: Path, key: str, shape: Shape) -> Entry | None:
+    """The entry called `key`, mapped, if it is there, whole and as it was written."""
+    path = root / key
+    try:
+        lock = (path / _MANIFEST).open()
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        manifest = json.load(lock)
+        status = os.fstat(lock.fileno())
+        known = (str(path), status.st_ino, status.st_ctime_ns)
+        if known not in _verified:
+            for name, checksum in manifest["files"].items():
+                if (path / name).stat().st_size != shape.stack_size or _checksum(path / name) != checksum:
+                    raise ValueError(f"{name} is not what was written")
+            _verified[known] = True
+        os.utime(path)
+        return Entry(path, shape, lock)
+    except (OSError, ValueError, KeyError, TypeError):
+        lock.close()
+        return None
+
+
+def held(root: Path) -> list[Held]:
+    """All entries under `root`."""
+    found: list[Held] = []
+    for path in root.iterdir() if root.is_dir() else ():
+        try:
+            with (path / _MANIFEST).open() as file:
+                seconds = float(json.load(file)["seconds"])
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    in_use = False
+                except OSError:
+                    in_use = True
+            idle_s = max(0.0, time.time() - path.stat().st_mtime)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        found.append(Held(key=path.name, size=size_of(path), seconds=seconds, idle_s=idle_s, in_use=in_use))
+    return found
+
+
+def remove(root: Path, key: str) -> bool:
+    """Remove an entry, unless somebody reads it. Returns whether it is gone."""
+    path = root / key
+    try:
+        with (path / _MANIFEST).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+    except FileNotFoundError:
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        return False
+    return True
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files under `path`."""
+    total = 0
+    for file in path.rglob("*"):
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+@contextmanager
+def locked(root: Path, name: str) -> Iterator[None]:
+    """Alone, of all processes of this machine, with what `name` stands for under `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"{name}{_LOCK}"
+    while True:
+        file = path.open("a")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
+        except FileNotFoundError:  # removed while we waited for it
+            pass
+        file.close()
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def sweep(root: Path, name: str) -> None:
+    """Remove the drafts of an entry that a dead process left. The caller holds the entry's lock."""
+    for path in root.glob(f".{name}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def clear(root: Path) -> tuple[int, int]:
+    """Remove all entries that nobody reads or makes. Returns the bytes freed and the bytes left."""
+    if not root.is_dir():
+        return 0, 0
+    before = size_of(root)
+    for path in list(root.iterdir()):
+        if path.name.endswith(_LOCK):
+            with path.open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                name = path.name.removesuffix(_LOCK)
+                if name:
+                    sweep(root, name)
+                    remove(root, name)
+                path.unlink(missing_ok=True)
+        elif path.is_dir() and not path.name.startswith("."):
+            remove(root, path.name)
+    left = size_of(root)
+    with suppress(OSError):
+        root.rmdir()
+    return before - left, left
+
+
+def _checksum(path: Path, *, sync: bool = False) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+        if sync:
+            os.fsync(file.fileno())
+    return value
+
+
+def write(into: States, at: Tensor, states: States) -> None:
+    """Write states [tokens, D] of some examples to where their tokens are, `at`."""
+    for whole, part in zip(into, states, strict=True):
+        whole.index_copy_(0, at, part.to(whole.device))
