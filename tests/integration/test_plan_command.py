@@ -26,7 +26,7 @@ def test_plan(thaw: Thaw, tmp_path: Path) -> None:
     assert told.code == 0, told.err
     assert "4 trials of 3 epochs, by eval/accuracy (maximize)" in told.out
     assert "8 training and 4 validation examples, labels neg, pos" in told.out
-    assert "scheduler asha with rungs at epochs 1" in told.out
+    assert "scheduler auto with rungs at epochs 2" in told.out
     assert "trial 0" in told.out
     assert "learning_rate 0.0001" in told.out
     assert "no forecast: add --probe" in told.out
