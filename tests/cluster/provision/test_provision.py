@@ -112,6 +112,8 @@ def test_kuberay_takes_the_job() -> None:
     assert yaml.safe_load(sweep.data["sweep.yaml"]) == yaml.safe_load(WORKLOAD.file)
     assert job.metadata.labels == {"kueue.x-k8s.io/queue-name": "research"}
     assert job.spec.suspend
+    # What fails is started again by Kubernetes, which must not undo a `pause`.
+    assert job.spec.entrypoint.startswith("python -m cluster.jobs.supervise --paused-is-done thaw run ")
     ray = job.spec.rayClusterSpec
     assert ray.headGroupSpec.rayStartParams["num-cpus"] == "0"
     groups = ray.workerGroupSpecs
