@@ -120,7 +120,9 @@ def test_a_killed_driver_is_started_again_and_an_asked_one_is_not(tmp_path: Path
 def test_who_asks_between_two_drivers_gets_none(tmp_path: Path) -> None:
     """The third start would come after four seconds."""
     starts = tmp_path / "starts"
-    program = f"import os, signal; open({str(starts)!r}, 'a').write('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    program = (
+        f"import os, signal; open({str(starts)!r}, 'a').write('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "cluster.jobs.supervise", sys.executable, "-c", program],
         cwd=REPOSITORY,
