@@ -185,7 +185,7 @@ def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
         (["clone", "s", "9"], "there is no trial 9"),
         (["stop-trial", "s", "9"], "there is no trial 9"),
         (["extend", "s", "--trials", "many"], "--trials: must be +N, such as +8, got 'many'"),
-        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N at least 1"),
+        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N from 1"),
         (["pause", "t"], "there is no sweep 't'"),
         (["status", "t"], "there is no sweep 't'"),
         (["logs", "s", "--trial", "4"], "there is no trial 4"),
