@@ -135,14 +135,17 @@ class Jobs:
             )
         return str(self._client.get_job_logs(name))
 
-    def call(self, arguments: Sequence[str]) -> remote.Answer:
+    def call(self, arguments: Sequence[str], sent: Submission | None = None) -> remote.Answer:
         """Run a command of Thaw on the cluster's head, with the storage as it is seen there.
+
+        Args:
+            sent: a sweep whose file is to be beside it.
 
         Raises:
             OSError: if it could not be run.
         """
         with tempfile.TemporaryDirectory() as staged:
-            stage(Path(staged))
+            stage(Path(staged), sent)
             program = f"{_STORAGE} {shlex.join(['python', '-m', 'cluster.jobs.remote', *arguments])}"
             output, message = self._short(program, staged)
         answer = remote.read(output)
