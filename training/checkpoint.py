@@ -258,9 +258,9 @@ def newest(
                 warnings.warn(f"passed over, so the trial goes on from {name}: {refused[0]}", stacklevel=2)
             return found
         refused += filter(None, failures)
-    for error in refused:
-        if not isinstance(error, DamagedCheckpoint):
-            raise error
+    for foreign in refused:
+        if not isinstance(foreign, DamagedCheckpoint):
+            raise foreign
     if refused:
         warnings.warn(f"no usable checkpoint, so the trial starts anew: {refused[0]}", stacklevel=2)
     return None
