@@ -28,7 +28,6 @@ import yaml
 
 from tests.cli import MODEL
 from tests.conftest import REPOSITORY
-from tests.processes import MARK, marked
 
 BIN = Path(sys.executable).parent
 PLANTED = "planted-" + "key-0123456789"
@@ -59,9 +58,19 @@ class Head:
         """Pids of the sweep's driver."""
         return [
             pid
-            for pid, line in marked(self.mark).items()
+            for pid, line in commands(self.mark).items()
             if "launch.py run" in line and "supervise" not in line
         ]
+
+
+def commands(mark: str) -> dict[int, str]:
+    """Command lines of the processes that inherited the mark."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -78,7 +87,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head
     token = place / "token"
     token.write_text(secrets.token_hex(32))
     temporary = tempfile.mkdtemp(prefix="thaw-")  # short: Ray puts sockets there
-    mark = f"jobs-{os.getpid()}"
+    mark = f"THAW_TEST_MARK=jobs-{os.getpid()}"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))},
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -99,7 +108,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
             *(f"--temp-dir={temporary}", f"--object-store-memory={128 * 2**20}"),
         ],
-        env={**environment, MARK: mark, "THAW_STORAGE": str(place / "runs")},
+        env={**environment, "THAW_TEST_MARK": mark.partition("=")[2], "THAW_STORAGE": str(place / "runs")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -107,7 +116,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head
         wait(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60)
         yield Head(f"http://127.0.0.1:{dashboard}", environment, place / "runs", mark)
     finally:
-        for pid in (running.pid, *marked(mark)):
+        for pid in (running.pid, *commands(mark)):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         running.wait(30)
@@ -175,7 +184,7 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
             return 0
 
     wait(lambda: evaluations() >= 1, 120)
-    lines = marked(head.mark)
+    lines = commands(head.mark)
     assert PLANTED not in " ".join(lines.values())
     [driver] = head.drivers()
     os.kill(driver, signal.SIGKILL)
