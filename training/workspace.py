@@ -72,14 +72,23 @@ class Setting:
 
 
 class Workspace:
-    """The settings that this process has opened. Trials on the same one start at once."""
+    """The settings that this process has opened. Trials on the same one start at once.
+
+    Args:
+        boundaries: see `Frozen.foreseen`.
+    """
 
     def __init__(
-        self, team: Team, cache: Path | None = None, prefix_store: PrefixStoreConfig | None = None
+        self,
+        team: Team,
+        cache: Path | None = None,
+        prefix_store: PrefixStoreConfig | None = None,
+        boundaries: tuple[int, ...] = (),
     ) -> None:
         self.team = team
         self._cache = cache
         self._store = prefix_store or PrefixStoreConfig()
+        self._boundaries = boundaries
         self._settings: dict[tuple[ModelConfig, TaskConfig, DataConfig], Setting] = {}
 
     def open(self, config: TrialConfig) -> Setting:
@@ -92,7 +101,7 @@ class Workspace:
         if key not in self._settings:
             # Another setting is another sweep's: memory for one is enough.
             self._settings.clear()
-            self._settings[key] = load(config, self._cache, self._store)
+            self._settings[key] = load(config, self._cache, self._store, self._boundaries)
         return self._settings[key]
 
 
@@ -102,7 +111,10 @@ def checksum(tensor: Tensor) -> int:
 
 
 def load(
-    config: TrialConfig, cache: Path | None = None, prefix_store: PrefixStoreConfig | None = None
+    config: TrialConfig,
+    cache: Path | None = None,
+    prefix_store: PrefixStoreConfig | None = None,
+    boundaries: tuple[int, ...] = (),
 ) -> Setting:
     """Read model and data of a trial; the data from the cache if they are in it.
 
@@ -144,6 +156,7 @@ def load(
         fingerprint=fingerprint,
         cap=config.task.max_length,
         shelves=shelves(prefix_store or PrefixStoreConfig(), cache_root() if cache is None else cache),
+        foreseen=boundaries,
     )
     return Setting(
         blocks=blocks,

@@ -182,8 +182,8 @@ def sweep_file(given: Job, name: str) -> dict[str, Any]:
         "unfreezing.schedule": {"values": schedules},
     }
     if deep:
-        depths = {"distribution": "int_uniform", "min": 1, "max": given.num_blocks}
-        parameters["unfreezing.depth"] = {**depths, "when": {"unfreezing.schedule": deep}}
+        depths = sorted({task.depth for task in given.tasks if task.schedule in deep})
+        parameters["unfreezing.depth"] = {"values": depths, "when": {"unfreezing.schedule": deep}}
     return {
         "name": name,
         "model": {"name": given.model},
