@@ -89,6 +89,7 @@ class Workspace:
         self._cache = cache
         self._store = prefix_store or PrefixStoreConfig()
         self._boundaries = boundaries
+        self._unsettled = 0
         self._settings: dict[tuple[ModelConfig, TaskConfig, DataConfig], Setting] = {}
 
     def open(self, config: TrialConfig) -> Setting:
@@ -99,9 +100,18 @@ class Workspace:
         """
         key = (config.model, config.task, config.data)
         if key not in self._settings:
-            # Another setting is another sweep's: memory for one is enough.
-            self._settings.clear()
+            if self._settings:
+                # Another setting is another sweep's: memory for one is enough.
+                self._settings.clear()
+                gc.unfreeze()
             self._settings[key] = load(config, self._cache, self._store, self._boundaries)
+            self._unsettled = 2
+        if self._unsettled:
+            # What is there now stays, and what the first trial imports, too. The collections at the end of
+            # each phase, 0.3 s otherwise, need not look at it.
+            self._unsettled -= 1
+            gc.collect()
+            gc.freeze()
         return self._settings[key]
 
 

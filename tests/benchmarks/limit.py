@@ -240,7 +240,7 @@ def account(
         "padding": padding,
         "steps beside products": steps - useful - padding,
         "evaluation and checkpoint": evaluation,
-        "proofs": proof,
+        "proofs, and closing of engines": proof,
         "gangs idle at the end": tail,
         "export and shutdown": gangs * (ended - last),
         "difference between sweep and probe": inside - build - steps - evaluation - proof - stored,

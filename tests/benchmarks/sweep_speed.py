@@ -15,12 +15,14 @@ kept, and a run that was cut off goes on after it. Wants an idle machine: half a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +40,34 @@ TARGETS = {
     "w3": {"stack": 2.0, "trainer": 1.05},
 }
 """In fp32: seconds of a rival over Thaw's."""
+_SAMPLE_S = 1.0
 _LIBRARIES = "import torch, ray.tune, ray.train.torch, transformers, deepspeed, optuna, accelerate"
+
+
+class Cpu:
+    """Adds up the CPU time of marked processes, which other work on the machine does not change much."""
+
+    def __init__(self, marked: Marked) -> None:
+        self._marked = marked
+        self._seen: dict[int, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        tick = os.sysconf("SC_CLK_TCK")
+        while not self._ended.wait(_SAMPLE_S):
+            for pid in self._marked.processes():
+                if pid != os.getpid():
+                    with contextlib.suppress(OSError):
+                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        self._seen[pid] = (int(fields[11]) + int(fields[12])) / tick
+
+    def end(self) -> float:
+        """Seconds, but for the last of each process."""
+        self._ended.set()
+        self._thread.join()
+        return sum(self._seen.values())
 
 
 def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -> dict[str, Any]:
@@ -57,7 +86,7 @@ def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -
         place = Path(temporary)
         (place / "job.json").write_text(dump(given))
         command = [sys.executable, "-m", f"tests.benchmarks.sides.{side}"]
-        load, began = os.getloadavg(), time.time()
+        load, began, cpu = os.getloadavg(), time.time(), Cpu(marked)
         running = subprocess.Popen(
             [*command, str(place / "job.json"), str(place / "out.json"), *([str(folder)] if folder else [])],
             cwd=REPOSITORY,
@@ -70,6 +99,7 @@ def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -
         except subprocess.TimeoutExpired:
             code = f"not done after {limit_s:g} s"
         finally:
+            cpu_s = cpu.end()
             marked.kill()
             running.wait()
         if code != 0:
@@ -81,6 +111,7 @@ def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -
         "seconds": round(found["ended"] - began, 2),
         "began": began,
         "ended": found["ended"],
+        "cpu_seconds": round(cpu_s, 1),
         "load_before": round(load[0], 2),
         "trials": trials,
     }
@@ -217,9 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     kept[name] = measure(given, side, asked.limit)
                     _keep(asked.out, found)
                 sides[side] = kept[name]
-                print(
-                    f"{precision} {workload} {side}: {kept[name]['seconds']} s", file=sys.stderr, flush=True
-                )
+                taken = f"{kept[name]['seconds']} s, of processor {kept[name].get('cpu_seconds')} s"
+                print(f"{precision} {workload} {side}: {taken}", file=sys.stderr, flush=True)
             found["rows"].append(row(workload, given, sides))
     _keep(asked.out, found)
     print(json.dumps({key: value for key, value in found.items() if key != "kept"}))
