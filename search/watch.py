@@ -33,9 +33,13 @@ class Watch:
         study = self._study
         with study.writing():
             study.sit(self._sitting, self._meter.read())
-            trials = study.trials()
-            found = spent(self._budget, self.used(), trials, study.metric, study.goal)
-            return found or self._settled()
+            return self.exhausted()
+
+    def exhausted(self) -> Spent | None:
+        """The budget that is used up, by what is in the ledger."""
+        study = self._study
+        found = spent(self._budget, self.used(), study.trials(), study.metric, study.goal)
+        return found or self._settled()
 
     def used(self) -> Usage:
         """What the sweep has used, over all drivers."""
@@ -53,5 +57,5 @@ class Watch:
         bound = self._bound[1]
         if bound is None or bound >= least:
             return None
-        reason = f"search.budget.min_improvement: no more than {number(bound)} can still be gained"
-        return Spent(reason=reason, then="drain")
+        reason = f"no more than {number(bound)} can still be gained"
+        return Spent(budget="search.budget.min_improvement", why=reason, then="drain")

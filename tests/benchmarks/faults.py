@@ -31,6 +31,7 @@ BATCH, EXAMPLES, EVALUATIONS = 16, 160, 4
 INTERVAL = EXAMPLES // 2
 """Examples between two checkpoints."""
 NOTICE_S = 25.0
+FREED_S, TOLERANCE = 30.0, 1e-4
 
 
 def trainers(cluster: Raylets) -> dict[int, int]:
@@ -130,8 +131,8 @@ class Sweep:
         except (ValueError, OSError):
             return ()
 
-    def repeated(self) -> list[int]:
-        """Examples that each going on trained once more, in order of time."""
+    def repeated(self) -> list[tuple[int, int]]:
+        """Trial, and examples that it trained once more, of each going on in order of time."""
         reached: dict[int, int] = {}
         again = []
         for line in (self.directory / "metrics.jsonl").read_text().splitlines():
@@ -140,8 +141,8 @@ class Sweep:
                 trial = event["trial"]
                 if event["kind"] == "log" and "train/loss" in event["metrics"]:
                     reached[trial] = max(reached.get(trial, 0), event["examples"])
-                elif event["kind"] == "summary" and event["values"].get("resumed_step"):
-                    again.append(max(0, reached.get(trial, 0) - event["values"]["resumed_step"] * BATCH))
+                elif event["kind"] == "summary" and "resumed_step" in event["values"] and trial in reached:
+                    again.append((trial, max(0, reached[trial] - event["values"]["resumed_step"] * BATCH)))
         return again
 
 
@@ -178,6 +179,7 @@ def run(
         "log": "".join(lines)[-3000:],
         "seconds": round(took_s, 1),
         "freed_s": freed_s,
+        "held_by": cluster.holders() if freed_s is None else [],
         "victims": done,
         "repeated_examples": sweep.repeated() if faults else [],
         "left": [
@@ -208,6 +210,23 @@ def differences(calm: dict[str, Any], stormy: dict[str, Any]) -> float:
         for (_, mine), (_, yours) in zip(ours["results"], theirs["results"], strict=True):
             worst = max([worst, *(abs(mine[name] - yours[name]) for name in mine)])
     return worst
+
+
+def complaints(run: dict[str, Any]) -> list[str]:
+    """What is not as it must be after a sweep with faults."""
+    found = []
+    if run["code"] != 0:
+        found.append(f"exit code {run['code']}")
+    found += [f"trial {n}: {t['state']}" for n, t in enumerate(run["trials"]) if t["state"] != "complete"]
+    if run["largest_difference"] > TOLERANCE:
+        found.append(f"metrics differ by {run['largest_difference']:.1e}")
+    for trial, examples in run["repeated_examples"]:
+        # On notice a checkpoint is written first.
+        if examples > (0 if run["faults"][trial] == "drain" else INTERVAL):
+            found.append(f"trial {trial} ({run['faults'][trial]}): {examples} examples trained again")
+    if run["freed_s"] is None or run["freed_s"] > FREED_S:
+        found.append(f"resources free after {run['freed_s']} s: {run['held_by']}")
+    return found + [f"left: {process}" for process in run["left"]]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -248,12 +267,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             order = rng.sample(faults, len(faults))
             stormy = run(cluster, storage, file, order, rng, spread_s)
             stormy |= {"faults": order, "largest_difference": differences(calm, stormy)}
+            stormy["complaints"] = complaints(stormy)
             found["runs"].append(stormy)
             print(
                 f"{time_}: {', '.join(order)}: exit {stormy['code']}, {stormy['seconds']} s (calm "
                 f"{calm['seconds']}), largest difference {stormy['largest_difference']:.1e}, repeated "
-                f"{stormy['repeated_examples']} of {INTERVAL} examples, free after {stormy['freed_s']} s",
+                f"{[examples for _, examples in stormy['repeated_examples']]} of {INTERVAL} examples, free "
+                f"after {stormy['freed_s']} s; {stormy['complaints'] or 'all well'}",
                 file=sys.stderr,
+                flush=True,
             )
     text = json.dumps(found, indent=1)
     if options.out is not None:
@@ -263,4 +285,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(any(run["complaints"] for run in main()["runs"]))
