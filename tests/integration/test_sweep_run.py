@@ -149,7 +149,7 @@ def test_a_sweep_whose_budget_is_used_up_says_so_and_starts_no_ray(
         "metric": {"name": "eval/accuracy", "goal": "maximize"},
         "sampler": "random",
         "trials": 3,
-        "budget": {"hours": 1e-6},
+        "budget": {"hours": 0.001},  # less than a gang needs to start
     }
     made = run_sweep(make_spec(search=search), tmp_path / "runs")
     [trial] = made.read().trials()
