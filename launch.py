@@ -286,7 +286,7 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         try:
-            code = jobs.forwarded(sys.argv[1:])
+            code = jobs.forwarded(sys.argv[1:], _submission)
             app() if code is None else sys.exit(code)
         finally:
             if "search.mirror" in sys.modules:  # what a command wrote beside a sweep in an object store

@@ -168,7 +168,7 @@ def run(
     driver.catch_up(open_runs(sweep.directory))
     attendant = Attendant(sweep.directory, driver, spec.space)
     wanted = spec.resources.max_concurrent
-    concurrency = min(fits, driver.target) if wanted == "auto" else min(fits, wanted)
+    concurrency = fits if wanted == "auto" else min(fits, wanted)
     began = time.monotonic()
     called_off = False
 
@@ -190,7 +190,7 @@ def run(
                 goal=study.goal,
                 trials=driver.records(),
                 total=driver.target,
-                concurrency=concurrency,
+                concurrency=min(concurrency, driver.target),
                 elapsed_s=time.monotonic() - began,
                 live=dict(driver.steps),
                 notice=_notice(driver),

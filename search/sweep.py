@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search import forecasts, mirror, warm_start
-from search.budget import Meter, Spent
+from search.budget import Meter, Sitting, Spent
 from search.changes import ALLOWED, sorted_out
 from search.database import Database
 from search.drawing import Drawing
@@ -318,7 +318,7 @@ def used_up(sweep: Sweep) -> Spent | None:
     if not all(trial.held for trial in study.unfinished()):
         return None
     watch = Watch(study, budget=spec.search.budget, prices=spec.resources.prices, meter=Meter())
-    return watch.exhausted()
+    return watch.exhausted(Sitting())
 
 
 def is_exhausted(spec: SweepSpec, trials: Sequence[TrialRecord]) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search.budget import Meter, Spent, Usage, regret_bound, spent, usage
+from search.budget import Meter, Sitting, Spent, Usage, regret_bound, spent, usage
 from search.config import BudgetConfig
 from search.ledger import derived_seed
 from search.results.text import number
 from search.study import Study
+
+_ENTERED_EVERY_S = 5.0
+"""It is asked many times a second while a sweep waits for its last trials, and each entry is a write."""
 
 
 class Watch:
@@ -26,24 +29,31 @@ class Watch:
         self._prices = prices
         self._meter = meter
         self._sitting = len(study.sittings)
+        self._entered: Sitting | None = None
+        self._over = False
         self._bound: tuple[int, float | None] = (0, None)  # complete trials it was worked out from
 
     def __call__(self) -> Spent | None:
-        """The budget that is used up, if one is; what this driver has used is entered first."""
-        study = self._study
-        with study.writing():
-            study.sit(self._sitting, self._meter.read())
-            return self.exhausted()
+        """The budget that is used up, if one is; what this driver has used is entered now and then."""
+        own = self._meter.read()
+        found = self.exhausted(own)
+        due = self._entered is None or own.seconds - self._entered.seconds >= _ENTERED_EVERY_S
+        if due or (found is not None and not self._over):  # who resumes it is to see that it is used up
+            self._study.sit(self._sitting, own)
+            self._entered = own
+        self._over = found is not None
+        return found
 
-    def exhausted(self) -> Spent | None:
-        """The budget that is used up, by what is in the ledger."""
+    def exhausted(self, own: Sitting) -> Spent | None:
+        """The budget that is used up by what is in the ledger and by a driver's own sitting."""
         study = self._study
-        found = spent(self._budget, self.used(), study.trials(), study.metric, study.goal)
+        found = spent(self._budget, self._used(own), study.trials(), study.metric, study.goal)
         return found or self._settled()
 
-    def used(self) -> Usage:
-        """What the sweep has used, over all drivers."""
-        return usage(self._study.trials(), self._study.sittings, self._prices)
+    def _used(self, own: Sitting) -> Usage:
+        """What the sweep has used, over all drivers: `own` is this one's."""
+        earlier = self._study.sittings[: self._sitting]
+        return usage(self._study.trials(), [*earlier, own], self._prices)
 
     def _settled(self) -> Spent | None:
         """Whether less than `min_improvement` can still be gained."""

@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_LINEAR = nn.functional.linear
+"""Torch's own. While ZeRO-3 has an engine there is another in its place, which rounds otherwise."""
+
 Form = Callable[[Tensor], Any]
 """Hidden states [B, T, D] in the form that a block of the architecture returns them in."""
 
@@ -149,6 +152,9 @@ class Segment(nn.Module):
         super().__init__()
         self.base = base
         self._gates, self._catches = gates, catches
+        for module in base.modules():
+            if type(module) is nn.Linear:
+                module.forward = MethodType(_linear, module)  # type: ignore[method-assign]
 
     def forward(self, *, states: tuple[Tensor, ...] = (), **batch: Tensor) -> tuple[Tensor, ...]:
         """States at the upper boundary.
@@ -172,6 +178,11 @@ class Segment(nn.Module):
             places: list[Any] = [*self._gates, *(catch for catch in self._catches if catch is not None)]
             for place in places:
                 place.state = None
+
+
+def _linear(module: nn.Linear, states: Tensor) -> Tensor:
+    """What a frozen layer puts out must not depend on the engine of whoever computes it."""
+    return _LINEAR(states, module.weight, module.bias)
 
 
 def let_in(module: nn.Module, gates: list[Gate]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from training import batches, checkpoint, memory, optim, suffix
-from training.checkpoint import State
+from training.checkpoint import Identity, State
 from training.config import TrialConfig
 from training.engine import Engine, GradientOverflow
 from training.opening import Opened, opened
@@ -82,7 +82,7 @@ def train(
     """
     check(config.training)
     team = workspace.team
-    setting = workspace.open(config)
+    setting = team.agree(lambda: workspace.open(config))
     for at, known in (limits or {}).items():
         setting.limits[at] = tighter(known, setting.limits.get(at))
     course = plan(
@@ -94,7 +94,8 @@ def train(
     if team.leads and remote is None:
         checkpoint.clean(directory)
     belongs = checkpoint.identity(config, model=setting.fingerprint, data=setting.data.fingerprint)
-    found = checkpoint.newest(directory, belongs, remote)
+    _check_same(belongs, team)
+    found = checkpoint.newest(directory, belongs, remote, team)
     state = found.state if found else State(step=0, weights=setting.fresh_weights(config.seed))
     trial = Trial(
         config=config,
@@ -124,6 +125,18 @@ def train(
             if trial.history and is_last(trial):
                 break
     return Verdict.CONTINUE
+
+
+def _check_same(belongs: Identity, team: Team) -> None:
+    """Check that all ranks have the same model and data: each has read them on its own machine."""
+    first, *others = team.gather(belongs)
+    for rank, other in enumerate(others, start=1):
+        for part in ("model", "data"):
+            if getattr(other, part) != getattr(first, part):
+                raise ValueError(
+                    f"{part}: worker {rank} has read another {part} than worker 0; "
+                    f"give what all nodes see alike"
+                )
 
 
 def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, State]:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 Dashboard = Annotated[
     str, typer.Option("--address", help="The cluster's dashboard, such as http://localhost:8265.")
 ]
-_OWN = frozenset({"run", "submit", "logs", "cluster"})
-"""Commands that do not run on the cluster when they are given its address."""
+_THERE = frozenset(
+    {"list", "status", "trials", "best", "export", "doctor"}
+    | {"pause", "stop", "cancel", "extend", "enqueue", "clone", "stop-trial"}
+)
+"""Commands that are run on the cluster when they are given its address."""
 
 
 def submit_command(read: Callable[[str, list[str]], Submission]) -> Callable[..., None]:
@@ -74,25 +77,71 @@ def logs(
     print(text, end="")
 
 
-def forwarded(arguments: Sequence[str]) -> int | None:
+def forwarded(arguments: Sequence[str], read: Callable[[str, list[str]], Submission]) -> int | None:
     """Run a command that is given a dashboard's address on that cluster; its exit code.
 
     None where it is not such a command, and is to be run here.
+
+    Args:
+        read: reads a sweep's file, with overrides, as it is to be sent.
     """
-    command = next((part for part in arguments if not part.startswith("-")), None)
     rest, address = _without_address(arguments)
-    if command is None or command in _OWN or address is None:
+    command = next((part for part in rest if not part.startswith("-")), None)
+    if address is None:
         return None
+    if command in ("run", "resume"):
+        raise ValueError(
+            f"{command}: a sweep on a cluster begins, and goes on, when its file is submitted there "
+            f"(thaw submit FILE --address {address})"
+        )
+    if command not in _THERE:
+        return None
+    sent = None
+    if command == "doctor":
+        sweep, overrides, rest = _examined(rest)
+        sent = None if sweep is None else read(sweep, overrides)
+    elif command == "export":
+        _require_lasting(rest)
     from cluster.jobs.client import Jobs
 
-    if command == "resume":
-        raise ValueError(
-            "resume: a sweep on a cluster goes on when its file is submitted again (thaw submit)"
-        )
-    answer = Jobs(address).call(rest)
+    answer = Jobs(address).call(rest, sent)
     print(answer.out, end="")
     print(answer.err, end="", file=sys.stderr)
     return answer.code
+
+
+def _examined(rest: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """`doctor` as it is run there: the sweep, its overrides, and what is left to say beside its file."""
+    from cluster.jobs.package import SWEEP_FILE
+
+    sweep: str | None = None
+    overrides: list[str] = []
+    there = ["--address", "auto"]
+    parts = iter(rest[rest.index("doctor") + 1 :])
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if option in ("--set", "--storage"):
+            value = value if equals else next(parts, "")
+            if option == "--set":
+                overrides.append(value)
+            else:
+                there += [option, value]
+        elif part.startswith("-") or sweep is not None:
+            there.append(part)
+        else:
+            sweep = part
+    return sweep, overrides, ["doctor", *([SWEEP_FILE] if sweep is not None else []), *there]
+
+
+def _require_lasting(rest: Sequence[str]) -> None:
+    """Check that what `export` writes there outlasts the job that writes it."""
+    pairs = zip(rest, [*rest[1:], ""], strict=True)
+    given = [value for option, value in pairs if option in ("-o", "--output")]
+    given += [part.partition("=")[2] for part in rest if part.startswith("--output=")]
+    if any("://" not in value and not value.startswith("/") for value in given):
+        raise ValueError(
+            "--output: is written by the cluster; give an s3:// or gs:// URI, or a path that is mounted there"
+        )
 
 
 def _without_address(arguments: Sequence[str]) -> tuple[list[str], str | None]:

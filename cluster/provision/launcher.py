@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ _TOKEN = "~/.ray/auth_token"
 _SOURCE = "~/thaw-source"
 _SECRETS = "~/.thaw-environment"
 _VENV = "~/thaw-venv"
+# As here: what is submitted is refused by another one.
+_PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+_APT = "sudo apt-get -o DPkg::Lock::Timeout=300"  # a fresh machine may be updating itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +36,10 @@ class Cloud:
     ssh_user: str
     node: Callable[[Head | Workers, bool], Mapping[str, Any]] | None = None
     """Configuration of a node; the flag says spot. None where nodes are given machines."""
-    system_commands: tuple[str, ...] = ()
-    """Before Python packages are installed."""
     head_requirements: tuple[str, ...] = field(default=())
-    """What Ray's autoscaler needs on the head to start nodes."""
+    """What Ray's autoscaler needs on the head to start nodes, and `ray up` here."""
+    public_key: bool = False
+    """Whether the public half of a key to log in with is asked for as well."""
 
 
 def render(workload: Workload, spec: ClusterSpec, cloud: Cloud) -> str:
@@ -81,6 +85,9 @@ def render(workload: Workload, spec: ClusterSpec, cloud: Cloud) -> str:
     auth = {"ssh_user": spec.ssh_user or cloud.ssh_user}
     if spec.ssh_private_key is not None:
         auth["ssh_private_key"] = spec.ssh_private_key
+        if cloud.public_key:
+            auth["ssh_public_key"] = f"{spec.ssh_private_key}.pub"
+    client = " ".join(map(shlex.quote, cloud.head_requirements))
     return fill(
         "launcher.yaml",
         {
@@ -95,11 +102,10 @@ def render(workload: Workload, spec: ClusterSpec, cloud: Cloud) -> str:
             "node_types": "" if machines else types,
             "file_mounts": block(mounts, 2),
             "setup_commands": _list(_setup(spec, cloud, source)),
-            "head_setup_commands": _list(
-                [f"{_VENV}/bin/pip install {' '.join(map(shlex.quote, cloud.head_requirements))}"]
-                if cloud.head_requirements
-                else []
-            ),
+            "head_setup_commands": _list([f"{_VENV}/bin/pip install {client}"] if client else []),
+            "client": f"\n# `ray up` needs the cloud's client here too: pip install {client}\n#"
+            if client
+            else "",
             "head_offers": "its CPUs too, as it is alone"
             if alone
             else "no CPUs, so that no trial runs there",
@@ -113,9 +119,12 @@ def render(workload: Workload, spec: ClusterSpec, cloud: Cloud) -> str:
 
 def _setup(spec: ClusterSpec, cloud: Cloud, source: str | None) -> list[str]:
     wanted = shlex.quote(spec.install or "") if source is None else _SOURCE
+    python = (
+        f"{_PYTHON} -c 'import ensurepip' || ({_APT} update && {_APT} install -y {_PYTHON} {_PYTHON}-venv)"
+    )
     return [
-        *cloud.system_commands,
-        f"test -d {_VENV} || python3.11 -m venv {_VENV}",
+        *([] if cloud.node is None else [python]),  # machines of one's own are left as they are
+        f"test -d {_VENV} || {_PYTHON} -m venv {_VENV}",
         f"{_VENV}/bin/pip install {wanted}",
         "grep -q thaw-venv ~/.bashrc || echo 'export PATH=$HOME/thaw-venv/bin:$PATH' >> ~/.bashrc",
         f"chmod 600 {_TOKEN}" + (f" {_SECRETS}" if spec.secrets_file else ""),
@@ -146,9 +155,19 @@ def _start(spec: ClusterSpec, *, head: bool, offers: bool, kinds: str | None = N
 
 
 def _directory(install: str | None) -> str | None:
-    """The directory with Thaw's source, if it is copied."""
+    """The directory with Thaw's source, if it is copied.
+
+    Raises:
+        ValueError: if this installation has none.
+    """
     if install is None:
-        return str(Path(__file__).resolve().parents[2])
+        here = Path(__file__).resolve().parents[2]
+        if not (here / "pyproject.toml").is_file():
+            raise ValueError(
+                "cluster.install: is needed, as Thaw's source is not here; give what `pip install` gets on "
+                "each node, or a directory with the source"
+            )
+        return str(here)
     return install if install.startswith((".", "/", "~")) else None
 
 

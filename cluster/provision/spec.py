@@ -100,14 +100,16 @@ class ClusterSpec(BaseModel):
     resource_group: _Word | None = None
     """Resource group (azure)."""
     instance_profile: _Word | None = None
-    """Who the nodes are, to reach the storage: IAM instance profile (aws), service account (gcp),
-    user-assigned identity's resource id (azure)."""
+    """Who the nodes are, to reach the storage, and the head to start nodes as well: IAM instance profile
+    (aws), service account (gcp), user-assigned identity's resource id (azure)."""
     machine_image: _Word | None = None
-    """Image of the nodes' disks: AMI (aws), source image (gcp), publisher:offer:sku:version (azure)."""
+    """Image of the nodes' disks, with Ubuntu: AMI (aws, which needs one), source image (gcp),
+    publisher:offer:sku:version (azure)."""
     ssh_user: _Word | None = None
     """Who logs in to the nodes."""
     ssh_private_key: _Word | None = None
-    """The key to log in with; clouds make one where unset."""
+    """The key to log in with; clouds make one where unset. Its file is called as the EC2 key pair (aws), and
+    its public half lies beside it as .pub (azure)."""
     head: Head = Head()
     """The node for Ray's control plane and the sweep's driver."""
     workers: Annotated[list[Workers], Field(min_length=1, max_length=20)]

@@ -148,6 +148,25 @@ def test_what_was_used_survives_a_kill(tmp_path: Path, cut_s: float) -> None:
     assert used.cost == pytest.approx(2 * 3.0 * used.hours)
 
 
+def test_asking_while_nothing_happens_writes_next_to_nothing(tmp_path: Path) -> None:
+    """Ray Tune asks ten times a second for a trial that is not to come before another one has ended."""
+    world = World()
+    driver = world.driver(tmp_path, BudgetConfig(hours=1.0), trials=1)
+    trial = driver.next_trial()
+    assert trial is not None
+    journal = tmp_path / "study.journal"
+    before = len(journal.read_bytes().splitlines())
+    for _ in range(600):
+        world.now += 0.1
+        assert driver.next_trial() is None
+    written = len(journal.read_bytes().splitlines()) - before
+    assert 6 <= written <= 60 / 5 + 1
+    assert driver.study.sittings[0].seconds == pytest.approx(world.now, abs=5.1)
+    world.now = 3600.0  # the limit goes by what is known here, entered or not
+    driver.next_trial()
+    assert driver.life.wanted is Wanted.HALT
+
+
 def test_a_larger_budget_lets_it_go_on(tmp_path: Path) -> None:
     world = World()
     world.run(world.driver(tmp_path, BudgetConfig(hours=1.0)))

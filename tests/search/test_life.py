@@ -18,6 +18,7 @@ import pytest
 from search import inbox, logbook, steering
 from search.budget import Sitting
 from search.config import BudgetConfig
+from search.delivery import deliver
 from search.driver import Driver
 from search.inbox import Inbox
 from search.life import Life, SweepState, Wanted
@@ -187,7 +188,7 @@ def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
         (["clone", "s", "9"], "there is no trial 9"),
         (["stop-trial", "s", "9"], "there is no trial 9"),
         (["extend", "s", "--trials", "many"], "--trials: must be +N, such as +8, got 'many'"),
-        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N at least 1"),
+        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N from 1"),
         (["pause", "t"], "there is no sweep 't'"),
         (["status", "t"], "there is no sweep 't'"),
         (["logs", "s", "--trial", "4"], "there is no trial 4"),
@@ -316,6 +317,21 @@ def test_what_is_no_command_is_passed_over(sweep: Sweep) -> None:
     assert steering.obey(sweep.helm(), wrong).startswith("refused: ")
 
 
+def test_a_command_that_nobody_carries_out_is_not_waited_for_without_end(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies where nobody can read it, and later the sweep is somebody's whose mark is not seen."""
+    monkeypatch.setattr(Inbox, "commands", lambda self: [])
+    command = inbox.new("pause", reason="r")
+    assert deliver(sweep, command, patience_s=0.3) is None
+
+    def taken(self: Presence) -> Any:
+        raise Taken("s: another one drives it")
+
+    monkeypatch.setattr(Presence, "claimed", taken)
+    assert deliver(sweep, command, patience_s=0.3) is None
+
+
 def test_a_dead_driver_is_nobody(sweep: Sweep) -> None:
     script = (
         "import os, sys; from pathlib import Path; from search.presence import Presence\n"
@@ -375,6 +391,19 @@ def test_the_log_tells_what_the_driver_did(thaw: Thaw, sweep: Sweep) -> None:
     assert "trial 2: complete" in text
     assert json.loads(thaw("logs", "s", "--json").out) == text.splitlines()
     assert find("s", sweep.directory.parent).state() is SweepState.FINISHED
+
+
+def test_a_log_steers_no_terminal_and_what_is_no_event_is_passed_over(thaw: Thaw, sweep: Sweep) -> None:
+    (sweep.directory / logbook.FILE).write_text("2026 \x1b[2Jgone\n")
+    assert thaw("logs", "s").out == "2026 \N{REPLACEMENT CHARACTER}[2Jgone\n"
+    driver = driver_of(sweep)
+    through(driver)
+    good = {"time": 0, "trial": 0, "kind": "log", "examples": 3, "metrics": {"a\x1b[2J": 0.5}}
+    bad = ["[]", "{}", '{"trial": 0}', "3", '{"trial": 0, "kind": "log", "time": 1e300}', "[" * 100_000]
+    (sweep.directory / "metrics.jsonl").write_text("\n".join([*bad, json.dumps(good), ""]))
+    ended = thaw("logs", "s", "--trial", "0")
+    assert ended.code == 0, ended.err
+    assert ended.out == "1970-01-01T00:00:00Z after 3 examples: a\N{REPLACEMENT CHARACTER}[2J 0.5\n"
 
 
 def test_the_log_is_followed_until_nobody_drives_the_sweep(sweep: Sweep) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from search.config import SamplerConfig
 from search.journal import Journal
-from search.locks import FileLock
+from search.locks import FileLock, machine
 from search.study import PhaseRecord, Result, Study, TrialRecord, TrialState
 
 METRIC = "eval/accuracy"
@@ -381,6 +381,37 @@ def test_a_dead_holder_loses_the_lock_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 1
     lock.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_break_a_lock_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the dead holder before the other has taken the lock away."""
+    path = tmp_path / "lock"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path.symlink_to(f"{machine()} {ended.pid} x")
+    rename, inside, most = os.rename, [0], [0]
+
+    def slowly(source: Any, target: Any) -> None:
+        time.sleep(0.3)
+        rename(source, target)
+
+    def hold() -> None:
+        lock = FileLock(path)
+        lock.acquire()
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.6)
+        inside[0] -= 1
+        lock.release()
+
+    monkeypatch.setattr(os, "rename", slowly)
+    holders = [threading.Thread(target=hold) for _ in range(2)]
+    for holder in holders:
+        holder.start()
+        time.sleep(0.1)
+    for holder in holders:
+        holder.join(30)
+    assert (inside, most) == ([0], [1])
 
 
 def test_a_living_holder_keeps_the_lock(tmp_path: Path) -> None:

@@ -132,8 +132,11 @@ def muster(rank: int = 0, size: int = 1, rendezvous: str | None = None) -> Team:
     if rendezvous is not None:
         store = torch.distributed.FileStore(rendezvous, size)
         torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    import training.loop  # noqa: F401
+    import training.engine
+    import training.loop
 
+    # DeepSpeed refuses fp16 on a CPU without instructions for it, where torch computes it all the same.
+    training.engine.deepspeed.get_accelerator().is_fp16_supported = lambda: True
     gc.collect()
     gc.freeze()  # or the collection after each phase costs more than the phase
     return Team(torch.device("cpu"))

@@ -112,13 +112,18 @@ def _free(directory: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _available_memory() -> int:
-    """Bytes of memory that this machine, or the container on it, can still give."""
+def _available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this machine, or the container on it, can still give.
+
+    What a container has read of files counts as taken, up to its limit, and is given up for anything else.
+    """
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        taken = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = (group / "memory.max").read_text().strip()
+        taken = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+        taken -= next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
     except (OSError, ValueError):
         return available
     return available if limit == "max" else max(0, min(available, int(limit) - taken))

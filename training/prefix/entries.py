@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,22 +84,23 @@ class Draft:
         self._root, self._key, self._shape = root, key, shape
         self.path = root / f".{key}-{uuid.uuid4().hex[:8]}"
         self.path.mkdir(parents=True)
+        self.states: States = ()
+        """[tokens, D] of each stack, to be written."""
+        numel = shape.tokens * shape.hidden
         try:
             for name in self._names():
                 with (self.path / name).open("wb") as file:
                     # Or a full file system kills the process when it writes to the map.
                     os.posix_fallocate(file.fileno(), 0, shape.stack_size)
-        except OSError:
+            self.states = tuple(
+                torch.from_file(str(self.path / name), shared=True, size=numel, dtype=shape.dtype).view(
+                    shape.tokens, shape.hidden
+                )
+                for name in self._names()
+            )
+        except BaseException:
             self.discard()
             raise
-        numel = shape.tokens * shape.hidden
-        self.states: States = tuple(
-            torch.from_file(str(self.path / name), shared=True, size=numel, dtype=shape.dtype).view(
-                shape.tokens, shape.hidden
-            )
-            for name in self._names()
-        )
-        """[tokens, D] of each stack, to be written."""
 
     def commit(self, *, seconds: float, rows: int, described: dict[str, Any]) -> Path:
         """Give the entry its name, with checksums of its contents. Until then nobody sees it.
@@ -147,18 +148,23 @@ def open_entry(root: Path, key: str, shape: Shape) -> Entry | None:
     except OSError:
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        manifest = json.load(lock)
+        # Whoever only looks whether it is read holds the lock for a moment; whoever removes it, to its end.
+        fcntl.flock(lock, fcntl.LOCK_SH)
         status = os.fstat(lock.fileno())
+        if status.st_nlink == 0:
+            raise FileNotFoundError(f"{path} was removed")
+        manifest = json.load(lock)
         known = (str(path), status.st_ino, status.st_ctime_ns)
         if known not in _verified:
+            if set(manifest["files"]) != {f"{stack}.bin" for stack in range(shape.stacks)}:
+                raise ValueError(f"{_MANIFEST} is of other files")
             for name, checksum in manifest["files"].items():
                 if (path / name).stat().st_size != shape.stack_size or _checksum(path / name) != checksum:
                     raise ValueError(f"{name} is not what was written")
             _verified[known] = True
         os.utime(path)
         return Entry(path, shape, lock)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # torch's when it maps
         lock.close()
         return None
 
@@ -206,23 +212,23 @@ def size_of(path: Path) -> int:
 
 
 @contextmanager
-def locked(root: Path, name: str) -> Iterator[None]:
-    """Alone, of all processes of this machine, with what `name` stands for under `root`."""
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / f"{name}{_LOCK}"
+def locked(home: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Alone, of all processes of this machine, with what `name` stands for; without `wait`: whether so."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / f"{name}{_LOCK}"
     while True:
-        file = path.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                break
-        except FileNotFoundError:  # removed while we waited for it
-            pass
-        file.close()
-    try:
-        yield
-    finally:
-        file.close()
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                alone = os.fstat(file.fileno()).st_ino == path.stat().st_ino
+            except BlockingIOError:
+                yield False
+                return
+            except FileNotFoundError:  # removed while we waited for it
+                alone = False
+            if alone:
+                yield True
+                return
 
 
 def sweep(root: Path, name: str) -> None:
@@ -231,29 +237,31 @@ def sweep(root: Path, name: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def clear(root: Path) -> tuple[int, int]:
-    """Remove all entries that nobody reads or makes. Returns the bytes freed and the bytes left."""
-    if not root.is_dir():
-        return 0, 0
-    before = size_of(root)
-    for path in list(root.iterdir()):
-        if path.name.endswith(_LOCK):
-            with path.open("a") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    continue
-                name = path.name.removesuffix(_LOCK)
-                if name:
-                    sweep(root, name)
-                    remove(root, name)
-                path.unlink(missing_ok=True)
-        elif path.is_dir() and not path.name.startswith("."):
-            remove(root, path.name)
-    left = size_of(root)
-    with suppress(OSError):
-        root.rmdir()
+def clear(roots: Sequence[Path], home: Path) -> tuple[int, int]:
+    """Remove all under `roots` that nobody reads or makes. Returns the bytes freed and the bytes left.
+
+    Args:
+        home: where the locks of all entries are.
+    """
+    before = sum(map(size_of, roots))
+    for key in {_key(path) for root in (home, *roots) for path in root.iterdir()}:
+        with locked(home, key, wait=False) as alone:
+            if alone:
+                for root in roots:
+                    if key:
+                        sweep(root, key)
+                        remove(root, key)
+                (home / f"{key}{_LOCK}").unlink(missing_ok=True)
+    left = sum(map(size_of, roots))
+    for root in roots:
+        with suppress(OSError):
+            root.rmdir()
     return before - left, left
+
+
+def _key(path: Path) -> str:
+    """Of the entry that something in the store belongs to: itself, a draft of it, or its lock."""
+    return path.name.removesuffix(_LOCK).removeprefix(".").partition("-")[0]
 
 
 def _checksum(path: Path, *, sync: bool = False) -> int:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import random
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ class Shelves:
 
     config: PrefixStoreConfig
     roots: dict[Shelf, Path]
+    home: Path
+    """Where the locks are: the same for all, whatever `config` allows them."""
 
     def find(self, key: str, shape: Shape) -> Entry | None:
         """The entry called `key`, open, if there is one."""
@@ -63,8 +67,7 @@ class Shelves:
         entry = self.find(key, shape)
         if entry is not None:
             return entry
-        home = next(iter(self.roots.values()))
-        with entries.locked(home, key):
+        with entries.locked(self.home, key):
             entry = self.find(key, shape)  # another process may have made it meanwhile
             if entry is not None:
                 return entry
@@ -78,6 +81,9 @@ class Shelves:
             try:
                 _fill(draft, recipe())
                 final = draft.commit(seconds=seconds, rows=found.rows, described=described)
+            except OSError:  # a disk that fails, who cleans up, or another machine that shares the disk
+                draft.discard()
+                return self.find(key, shape)
             except BaseException:
                 draft.discard()
                 raise
@@ -85,7 +91,7 @@ class Shelves:
 
     def _reserve(self, key: str, shape: Shape, seconds: float) -> Draft | None:
         """Space for a new entry, which is its own from now on; what is evicted for it is gone."""
-        with entries.locked(next(iter(self.roots.values())), ""):
+        with entries.locked(self.home, ""):
             placement = self._place(shape.size, seconds)
             if placement is None:
                 return None
@@ -95,7 +101,7 @@ class Shelves:
                     return None
             try:
                 return Draft(root, key, shape)
-            except OSError:
+            except (OSError, RuntimeError):
                 return None
 
     def _place(self, size: int, seconds: float) -> Placement | None:
@@ -119,14 +125,12 @@ class Shelves:
 
 def shelves(config: PrefixStoreConfig, cache: Path) -> Shelves:
     """The shelves of this machine that `config` allows. What is in memory is its own for each cache."""
-    roots: dict[Shelf, Path] = {}
-    if config.mode == "store":
-        places = roots_of(cache)
-        if config.memory != 0 and "memory" in places:
-            roots["memory"] = places["memory"]
-        if config.disk != 0:
-            roots["disk"] = places["disk"]
-    return Shelves(config=config, roots={shelf: root for shelf, root in roots.items() if _writable(root)})
+    if config.mode == "recompute":
+        return Shelves(config=config, roots={}, home=cache)
+    places = _usable(cache)
+    wanted = {"memory": config.memory, "disk": config.disk}
+    roots = {shelf: root for shelf, root in places.items() if wanted[shelf] != 0}
+    return Shelves(config=config, roots=roots, home=next(iter(places.values()), cache))
 
 
 def roots_of(cache: Path) -> dict[Shelf, Path]:
@@ -145,8 +149,8 @@ def key_of(described: dict[str, Any]) -> str:
 
 def clear(cache: Path) -> tuple[int, int]:
     """Remove what nobody uses of this machine's store. Returns the bytes freed and the bytes left."""
-    done = [entries.clear(root) for root in roots_of(cache).values()]
-    return sum(freed for freed, _ in done), sum(left for _, left in done)
+    roots = list(_usable(cache).values())
+    return entries.clear(roots, roots[0]) if roots else (0, 0)
 
 
 def _fill(draft: Draft, recipe: Recipe) -> None:
@@ -156,19 +160,31 @@ def _fill(draft: Draft, recipe: Recipe) -> None:
         entries.write(draft.states, at, states)
 
 
-def _writable(root: Path) -> bool:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(root, os.W_OK)
+def _usable(cache: Path) -> dict[Shelf, Path]:
+    """Those of `roots_of` that can be written, made where they are missing.
+
+    Where anyone can make a directory, one that somebody else has made is none: whatever lies in the
+    store is taken for what was computed.
+    """
+    found: dict[Shelf, Path] = {}
+    for shelf, root in roots_of(cache).items():
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            public = bool(root.parent.stat().st_mode & stat.S_IWOTH)
+            root.mkdir(mode=0o700 if public else 0o777, exist_ok=True)
+            status = root.lstat()
+        except OSError:
+            continue
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        if os.access(root, os.W_OK) and (ours or not public):
+            found[shelf] = root
+    return found
 
 
 def _read_seconds_per_byte(root: Path) -> float | None:
     """Time to read a byte from the disk at a random place, in pieces of about an example; measured."""
-    path = root / f".sample-{os.getpid()}"
     try:
-        with path.open("wb+") as file:
+        with tempfile.TemporaryFile(dir=root) as file:
             file.write(os.urandom(_SAMPLE_BYTES))
             file.flush()
             os.fsync(file.fileno())
@@ -181,5 +197,3 @@ def _read_seconds_per_byte(root: Path) -> float | None:
             return (time.perf_counter() - began) / _SAMPLE_BYTES
     except OSError:
         return None
-    finally:
-        path.unlink(missing_ok=True)

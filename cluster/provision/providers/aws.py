@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from cluster.provision.launcher import Cloud
@@ -14,6 +15,13 @@ from cluster.provision.workload import Workload
 def render(workload: Workload, spec: ClusterSpec) -> str:
     """A file of Ray's cluster launcher for EC2."""
     region = need(spec.region, "region", "aws", "us-west-2")
+    # Ray's own default is too old for today's torch.
+    image = need(
+        spec.machine_image,
+        "machine_image",
+        "aws",
+        "ami-... (in your region, with Ubuntu 22.04 and GPU drivers)",
+    )
 
     def node(kind: Head | Workers, spot: bool) -> Mapping[str, Any]:
         default = "m6i.large" if isinstance(kind, Head) else None
@@ -22,9 +30,10 @@ def render(workload: Workload, spec: ClusterSpec) -> str:
             "BlockDeviceMappings": [
                 {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": kind.disk_gb, "VolumeType": "gp3"}}
             ],
+            "ImageId": image,
         }
-        if spec.machine_image is not None:
-            config["ImageId"] = spec.machine_image
+        if spec.ssh_private_key is not None:
+            config["KeyName"] = PurePath(spec.ssh_private_key).stem
         if spec.instance_profile is not None:
             key = "Arn" if spec.instance_profile.startswith("arn:") else "Name"
             config["IamInstanceProfile"] = {key: spec.instance_profile}

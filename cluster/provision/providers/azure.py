@@ -58,12 +58,13 @@ def render(workload: Workload, spec: ClusterSpec) -> str:
             provider=provider,
             ssh_user="ubuntu",
             node=node,
+            public_key=True,
             head_requirements=(
                 "azure-cli-core",
                 "azure-identity",
                 "azure-mgmt-compute",
                 "azure-mgmt-network",
-                "azure-mgmt-resource",
+                "azure-mgmt-resource<25",  # Ray imports what is no longer there
                 "azure-common",
                 "msrestazure",
             ),

@@ -117,6 +117,38 @@ def test_a_killed_driver_is_started_again_and_an_asked_one_is_not(tmp_path: Path
     assert "was killed by signal 9; started again in 1 s" in said
 
 
+def test_who_asks_between_two_drivers_gets_none(tmp_path: Path) -> None:
+    """The third start would come after four seconds."""
+    starts = tmp_path / "starts"
+    program = (
+        f"import os, signal; open({str(starts)!r}, 'a').write('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "cluster.jobs.supervise", sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert supervisor.stderr is not None
+    for line in supervisor.stderr:
+        if "started again in 4 s" in line:
+            break
+    supervisor.terminate()
+    supervisor.communicate(timeout=3)
+    assert supervisor.returncode == 137
+    assert starts.read_text() == "xxx"
+
+
+@pytest.mark.parametrize(("code", "expected"), [(130, 0), (2, 2), (0, 0)])
+def test_a_paused_sweep_is_no_failed_job(code: int, expected: int) -> None:
+    """Kubernetes would start a failed one again, and with it the sweep."""
+    driver = [sys.executable, "-c", f"raise SystemExit({code})"]
+    command = [sys.executable, "-m", "cluster.jobs.supervise"]
+    assert subprocess.run([*command, *driver], cwd=REPOSITORY, check=False).returncode == code
+    paused = subprocess.run([*command, "--paused-is-done", *driver], cwd=REPOSITORY, check=False)
+    assert paused.returncode == expected
+
+
 def test_an_answer_comes_back_whole() -> None:
     answer = remote.Answer(code=2, out='{"a": "ü\n"}\n', err="error: x\n")
     assert remote.read(f"log\n{remote.line(answer)}\nmore") == answer

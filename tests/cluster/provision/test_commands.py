@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 
 CONFIG = """
 provider: aws
+machine_image: ami-0123456789abcdef0
 region: us-west-2
 workers: [{type: c6i.2xlarge, cpus: 8}]
 install: thaw

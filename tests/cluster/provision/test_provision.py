@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from cluster.provision.providers import PROVIDERS
 from cluster.provision.spec import ClusterSpec, load, parse
 from cluster.provision.workload import Workload, node_groups
 from tests.cluster.provision.kuberay_model import ConfigMap, RayJob
+from tests.conftest import REPOSITORY
 
+PYTHON = f"python3.{sys.version_info.minor}"
 GOLDEN = Path(__file__).with_name("golden")
 WORKLOAD = Workload(
     name="Movie_Reviews",
@@ -39,7 +42,12 @@ COMMON: dict[str, Any] = {
     "workers": KINDS,
 }
 CLUSTERS: dict[str, dict[str, Any]] = {
-    "aws": {"region": "us-west-2", "zones": ["us-west-2a", "us-west-2b"], "instance_profile": "nodes"},
+    "aws": {
+        "region": "us-west-2",
+        "zones": ["us-west-2a", "us-west-2b"],
+        "instance_profile": "nodes",
+        "machine_image": "ami-0123456789abcdef0",
+    },
     "gcp": {"region": "us-west1", "project": "p1", "instance_profile": "nodes@p1.iam.gserviceaccount.com"},
     "azure": {
         "region": "westus2",
@@ -56,6 +64,7 @@ CLUSTERS: dict[str, dict[str, Any]] = {
         ],
     },
 }
+CLOUDS = ["aws", "gcp", "azure"]
 LAUNCHERS = [name for name in PROVIDERS if name != "kuberay"]
 
 
@@ -73,8 +82,8 @@ def test_the_file_is_the_golden_one(provider: str) -> None:
     golden = GOLDEN / f"{provider}.yaml"
     text = rendered(provider)
     if os.environ.get("THAW_WRITE_GOLDEN"):
-        golden.write_text(text)
-    assert text == golden.read_text()
+        golden.write_text(text.replace(PYTHON, "python3.11"))
+    assert text == golden.read_text().replace("python3.11", PYTHON)
     comments = [line for line in text.splitlines() if line.lstrip().startswith("#")]
     assert len(comments) > 12  # a file that explains itself
 
@@ -93,7 +102,34 @@ def test_ray_takes_the_launchers_file(provider: str) -> None:
     assert "thaw @ git+https" in " ".join(config["setup_commands"])
 
 
-@pytest.mark.parametrize("provider", ["aws", "gcp", "azure"])
+@pytest.mark.parametrize("provider", CLOUDS)
+def test_nodes_get_this_python_where_they_have_none(provider: str) -> None:
+    setup = yaml.safe_load(rendered(provider))["setup_commands"]
+    assert f"install -y {PYTHON} {PYTHON}-venv" in setup[0]
+    assert f"{PYTHON} -m venv" in setup[1]
+    assert "apt-get" not in rendered("local")  # machines of one's own are left as they are
+
+
+def test_a_key_of_ones_own_is_named_as_each_cloud_wants_it() -> None:
+    key = {"ssh_private_key": "~/.ssh/mine.pem"}
+    types = yaml.safe_load(rendered("aws", **key))["available_node_types"]
+    assert [kind["node_config"]["KeyName"] for kind in types.values()] == ["mine"] * 3
+    auth = yaml.safe_load(rendered("azure", **key))["auth"]
+    assert auth["ssh_public_key"] == "~/.ssh/mine.pem.pub"  # Ray takes both or none
+    for provider in CLOUDS:
+        validate_config(prepare_config(yaml.safe_load(rendered(provider, **key))))
+
+
+def test_source_that_is_not_here_cannot_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.provision import launcher
+
+    assert REPOSITORY.samefile(yaml.safe_load(rendered("aws", install=None))["file_mounts"]["~/thaw-source"])
+    monkeypatch.setattr(launcher, "__file__", str(tmp_path / "cluster" / "provision" / "launcher.py"))
+    with pytest.raises(ValueError, match=r"cluster\.install: is needed"):
+        rendered("aws", install=None)
+
+
+@pytest.mark.parametrize("provider", CLOUDS)
 def test_trials_are_on_spot_and_the_driver_never(provider: str) -> None:
     types = yaml.safe_load(rendered(provider))["available_node_types"]
     asked = {"aws": "MarketType: spot", "gcp": "preemptible: true", "azure": "priority: Spot"}[provider]
@@ -112,6 +148,8 @@ def test_kuberay_takes_the_job() -> None:
     assert yaml.safe_load(sweep.data["sweep.yaml"]) == yaml.safe_load(WORKLOAD.file)
     assert job.metadata.labels == {"kueue.x-k8s.io/queue-name": "research"}
     assert job.spec.suspend
+    # What fails is started again by Kubernetes, which must not undo a `pause`.
+    assert job.spec.entrypoint.startswith("python -m cluster.jobs.supervise --paused-is-done thaw run ")
     ray = job.spec.rayClusterSpec
     assert ray.headGroupSpec.rayStartParams["num-cpus"] == "0"
     groups = ray.workerGroupSpecs
@@ -170,6 +208,7 @@ def test_a_wrong_file_is_said_by_path(raw: dict[str, Any], said: str) -> None:
     ("provider", "missing"),
     [
         ("aws", "region"),
+        ("aws", "machine_image"),
         ("gcp", "project"),
         ("azure", "resource_group"),
         ("local", "head_ip"),
@@ -191,7 +230,7 @@ def test_no_requirement_breaks_out_of_its_place(text: str) -> None:
         return
     config = yaml.safe_load(PROVIDERS["aws"](WORKLOAD, spec))
     assert set(config) == set(yaml.safe_load(rendered("aws")))
-    assert len(config["setup_commands"]) == 4
+    assert len(config["setup_commands"]) == 5
 
 
 @settings(max_examples=60, deadline=None)

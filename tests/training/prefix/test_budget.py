@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.config import PrefixStoreConfig
-from training.prefix.budget import Held, Room, budget, place, victims
+from training.prefix.budget import Held, Room, _available_memory, budget, place, victims
 
 
 def held(
@@ -65,3 +65,14 @@ def test_budget(tmp_path: Path) -> None:
         # What the store takes itself does not make its budget smaller.
         more = budget(PrefixStoreConfig(), shelf, tmp_path, 10**9)  # type: ignore[arg-type]
         assert more - auto == pytest.approx(10**9 * (0.25 if shelf == "memory" else 0.1), rel=0.5)
+
+
+def test_what_a_container_can_still_give(tmp_path: Path) -> None:
+    """What it has read of files is not lost to it."""
+    machine = _available_memory(tmp_path)  # where there are no such limits
+    for name, text in {"max": "9000000\n", "current": "8000000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    (tmp_path / "memory.stat").write_text("anon 3000000\ninactive_file 4000000\nactive_file 1000000\n")
+    assert _available_memory(tmp_path) == 5_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _available_memory(tmp_path) == pytest.approx(machine, rel=0.2)

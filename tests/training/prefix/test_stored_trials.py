@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from training.loop import train
 from training.prefix import clear
 from training.prefix.store import Shelves
 from training.team import Team
-from training.workspace import Workspace
+from training.workspace import Workspace, load
 
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
 SIZES: dict[str, dict[str, Any]] = {
@@ -234,3 +235,21 @@ def test_a_resumed_trial(models: dict[str, Path], make_trial: MakeTrial, team: T
     clear(tmp_path / "cache")
     assert_same(rest.weights, whole.weights)
     assert rest.scores[-1] == whole.scores[-1]
+
+
+@pytest.mark.parametrize("kind", ["bert", *SIZES])
+def test_states_do_not_depend_on_whose_engine_is_there(
+    kind: str,
+    models: dict[str, Path],
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ZeRO-3 puts its own matrix product in the place of torch's, for all there is while it has an engine."""
+    config = replace(make_trial(), model=ModelConfig(name=str(models[kind])))
+    feed = load(config, tmp_path, RECOMPUTE).frozen.feed(1, torch.bfloat16, torch.device("cpu"))
+    rows = np.arange(8)
+    expected = feed.batch("train", rows)[0]["states"]
+    monkeypatch.setattr(torch.nn.functional, "linear", None)
+    for ours, theirs in zip(feed.batch("train", rows)[0]["states"], expected, strict=True):
+        assert torch.equal(ours, theirs)
