@@ -152,6 +152,14 @@ def test_commands_to_a_sweep_that_does_not_run(thaw: Thaw, sweep: Sweep) -> None
     assert len(through(driver_of(sweep))) == 7
 
 
+def test_picks_run_in_their_order(thaw: Thaw, sweep: Sweep) -> None:
+    thaw("enqueue", "s", "learning_rate=1e-4")
+    said = thaw("enqueue", "s", "learning_rate=1e-3").out
+    assert said.startswith("trial 1 is next, after 1 picked before\n")
+    rates = [trial.params["learning_rate"] for trial in through(driver_of(sweep))]
+    assert rates[:2] == [1e-4, 1e-3]
+
+
 def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
     thaw("enqueue", "s", "unfreezing.schedule=top", "unfreezing.depth=3", "learning_rate=0.001")
     driver = driver_of(sweep)
