@@ -372,7 +372,9 @@ class Driver:
         if self.study.away:  # then they are out of reach as well
             return
         gone = set()
-        for location in deletable(self.study.trials(), self._keep, self.study.metric, self.study.goal):
+        study = self.study
+        front = {t.number for t in study.pareto()} if len(study.objectives) > 1 else set[int]()
+        for location in deletable(study.trials(), self._keep, study.metric, study.goal, front):
             try:
                 mirror.delete_checkpoint(location, self._directory)
             except OSError as error:  # tried again at the next evaluation

@@ -286,3 +286,35 @@ def test_a_ledger_cannot_point_out_of_its_sweep(location: str, tmp_path: Path) -
     with pytest.raises(ValueError, match="is not a checkpoint of a sweep in"):
         mirror.delete_checkpoint(location, tmp_path)
     assert mirror.inside("/elsewhere/old/trials/0001/step-1", tmp_path) == tmp_path / "trials/0001/step-1"
+
+
+def test_a_journal_in_a_bucket_is_mended_there(
+    s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, uri = s3
+    monkeypatch.setattr(journal, "_PIECE_BYTES", 600)
+    made = sweeps.create(spec, local_storage(uri))
+    study = made.open()
+    for _ in range(4):
+        study.tell(study.ask().number, TrialState.FAILED, "x")
+    lines = made.ledger.read_bytes().splitlines(keepends=True)
+    made.ledger.write_bytes(b"".join([*lines[:-1], b"{torn\n"]))
+    mirror.replace_journal(made.ledger)
+    mirror.release(made.directory)
+
+    another_machine()
+    found = sweeps.find("small", local_storage(uri))
+    with pytest.raises(ValueError, match=f"line {len(lines)} is not readable"):
+        found.read()
+    server.requests.clear()
+    lost = found.repair()
+    assert lost is not None
+    assert "kept as study.journal.broken-1" in lost
+    asked = [f"{method} {path}" for method, path in server.requests]
+    assert not [one for one in asked if "DELETE" in one and one.endswith(f"{0:015d}")]  # never without one
+    mirror.release(found.directory)
+
+    another_machine()
+    found = sweeps.find("small", local_storage(uri))
+    assert len(found.read().trials()) == 4
+    assert (found.directory / "study.journal.broken-1").exists()

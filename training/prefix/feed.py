@@ -37,6 +37,8 @@ class Frozen:
     cap: int
     """Columns of a batch at the most."""
     shelves: Shelves
+    foreseen: tuple[int, ...] = ()
+    """Boundaries that trials may ask for, ascending: each is made on the way to those above it."""
     segments: dict[tuple[int | None, int, torch.dtype], nn.Module] = field(default_factory=dict)
     """On the CPU, by boundaries and precision."""
     probes: dict[tuple[int, str, torch.dtype, str], Probe] = field(default_factory=dict)
@@ -63,8 +65,10 @@ class Frozen:
         shape = self._shape(split, dtype)
         described = self._described(name, boundary, dtype, device)
         key = key_of(described)
-        if key in self.refused:
-            return self.shelves.find(key, shape)
+        present = self.shelves.find(key, shape)
+        if present is not None or key in self.refused:
+            return present
+        self._pave(name, boundary, dtype, device)
         lower: Entry | None = None
 
         def probed() -> Probe:
@@ -121,6 +125,18 @@ class Frozen:
         if key not in self.probes:
             self.probes[key] = probe(recipe)
         return self.probes[key]
+
+    def _pave(self, name: str, boundary: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make the highest foreseen boundary below a missing one, as long as there is room to spare.
+
+        What lies on the way is computed anyhow, and whoever asks for it later has it for nothing.
+        """
+        size = self._shape(self.split(name), dtype).size
+        below = [low for low in self.foreseen if 0 < low < boundary]
+        if below and self.shelves.spare((len(below) + 1) * size):
+            entry = self.entry(name, below[-1], dtype, device)
+            if entry is not None:
+                entry.close()
 
     def _below(
         self, name: str, boundary: int, dtype: torch.dtype, device: torch.device

@@ -96,6 +96,33 @@ def test_a_boundary_builds_on_the_one_below(
     high.close()
 
 
+def test_what_is_foreseen_is_made_on_the_way(make_trial: MakeTrial, cache: Path) -> None:
+    foreseeing = load(make_trial(), cache, PrefixStoreConfig(), (1, 2, 3)).frozen
+    expected = {boundary: computed(foreseeing, boundary) for boundary in (1, 2, 3)}
+    foreseeing.segments.clear()
+    foreseeing.probes.clear()
+    top = foreseeing.entry("train", 3, FP32, CPU)
+    assert top is not None
+    top.close()
+    assert len(shelved(cache)) == 3
+    alone = frozen_of(make_trial(), cache)
+    for boundary, states in expected.items():
+        found = alone.entry("train", boundary, FP32, CPU)
+        assert found is not None
+        assert torch.equal(found.states[0], states)
+        found.close()
+    assert not alone.segments  # nothing was computed
+
+
+def test_what_is_foreseen_takes_nobodys_place(make_trial: MakeTrial, cache: Path) -> None:
+    size = 2.5 * computed(frozen_of(make_trial(), cache), 2).nbytes / 1e9
+    store = PrefixStoreConfig(memory=size, disk=size)
+    top = load(make_trial(), cache, store, (1, 2, 3)).frozen.entry("train", 3, FP32, CPU)
+    if top is not None:
+        top.close()
+    assert len(shelved(cache)) == (top is not None)
+
+
 def test_what_an_entry_depends_on(make_trial: MakeTrial, cache: Path) -> None:
     frozen = frozen_of(make_trial(), cache)
 
