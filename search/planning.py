@@ -54,7 +54,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """As plain values."""
-        search = self.spec.search
+        search = self.spec.search.resolved()
         return {
             "name": self.spec.name,
             "metric": asdict(search.metric),
@@ -98,7 +98,7 @@ def plan(
         ValueError: where one of these is not there, or this machine cannot be measured for it.
     """
     taken = compute_taken(lambda record: trial_settings(spec, record.params, record.seed), facts.num_blocks)
-    scheduler = make_scheduler(spec.search.scheduler, spec.search.metric, spec.training, taken)
+    scheduler = make_scheduler(spec.search.resolved().scheduler, spec.search.metric, spec.training, taken)
     rows = memory.rows(spec)
     sources = warm_start.gather(spec, storage)
     began = time.monotonic()
@@ -196,7 +196,7 @@ def _forecast(
     largest = max(row.memory.thawed for row in rows)
     checkpoint = max(measured.checkpoint_bytes, _CHECKPOINT_BYTES * largest)
     # Besides the best, each trial that runs or waits for its promotion has one, and writes the next.
-    waiting = spec.search.trials if spec.search.scheduler.type != "none" else 0
+    waiting = spec.search.trials if spec.search.resolved().scheduler.type != "none" else 0
     kept = min(spec.search.trials, spec.checkpoints.keep + concurrency + waiting) + concurrency
     return forecast(
         draw,
