@@ -115,7 +115,7 @@ def run(spec: SweepSpec, storage: Path, trials: int) -> Driver:
                     epochs=epochs,
                     phase="full",
                     metrics={QUALITY.name: quality + 0.01 * epochs},
-                    checkpoint="none",
+                    checkpoint=f"trials/{trial.number:04d}/step-{epochs}",
                     seconds=epochs,
                     last=epochs == 4,
                     costs={SIZE.name: 1000.0 * (1 + depth), LATENCY.name: 2.0},
@@ -136,6 +136,10 @@ def test_every_sampler_for_several_objectives_fills_the_ledger(tmp_path: Path, s
     assert all(r.metrics.keys() == {QUALITY.name, SIZE.name} for t in trials for r in t.results)
     front = driver.study.pareto()
     assert front
+    # Each can be exported, though but one is the best by the metric.
+    assert all(t.best_result(QUALITY.name, QUALITY.goal).checkpoint is not None for t in front)  # type: ignore[union-attr]
+    kept = [t.number for t in trials if t.checkpoint is not None]
+    assert len(kept) < len(trials)
     for one, other in itertools.combinations(front, 2):
         assert one.results[-1].metrics[SIZE.name] > other.results[-1].metrics[SIZE.name]
     storage = optuna.storages.JournalStorage(
