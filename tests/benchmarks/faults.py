@@ -218,7 +218,7 @@ def costs(blows: Sequence[Blow], again: Sequence[tuple[float, int]]) -> list[lis
     ends = [blow.at for blow in blows[1:]] + [float("inf")]
     return [
         [examples for at, examples in again if blow.at <= at < end]
-        for blow, end in zip(blows, ends, strict=True)
+        for blow, end in zip(blows, ends, strict=False)
     ]
 
 
