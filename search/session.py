@@ -126,6 +126,7 @@ def run(
     """
     # Ray comes in here, and not where a ledger is only read.
     from search import tuner
+    from search.foresight import boundaries
     from search.schedulers import make_scheduler
     from search.schedulers.compute import compute_taken
     from search.trackers import JsonlConfig, build
@@ -214,6 +215,7 @@ def run(
                     cpus_per_worker=spec.resources.cpus_per_worker,
                     gpus_per_worker=spec.resources.gpus_per_worker,
                     prefix_store=spec.resources.prefix_store,
+                    boundaries=boundaries(spec, facts.num_blocks),
                     concurrency=concurrency,
                     allowed=allowed,
                     scratch=scratch,

@@ -94,9 +94,11 @@ def _extend(helm: Helm, trials: int) -> str:
 
 
 def _enqueue(helm: Helm, values: dict[str, Any], note: str) -> str:
+    before = helm.study.waiting
     number = helm.study.enqueue(stored(helm.space, picked(helm.space, values)), str(note))
     helm.study.aim(helm.target + 1)
-    return f"trial {number} is next"
+    after = f", after {before} picked before" if before else ""
+    return f"trial {number} is next{after}"
 
 
 def _stop_trial(helm: Helm, trial: int, reason: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from search.progress import Progress
 from search.spec import SweepSpec
 from search.study import TrialRecord, TrialState
 from search.sweep import Sweep
+from tests.conftest import REPOSITORY
 from tests.integration.conftest import Course, course
 
 Make = Callable[..., SweepSpec]
@@ -128,3 +131,38 @@ def test_a_trial_that_diverges_is_no_crash(troubled: Sweep) -> None:
     assert "training loss is nan" in str(diverged.error)
     assert complete.params["class_weights"] == "none"
     assert complete.state is TrialState.COMPLETE
+
+
+def test_a_sweep_whose_budget_is_used_up_says_so_and_starts_no_ray(
+    make_spec: Make, run_sweep: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {
+        "metric": {"name": "eval/accuracy", "goal": "maximize"},
+        "sampler": "random",
+        "trials": 3,
+        "budget": {"hours": 0.001},  # less than a gang needs to start
+    }
+    made = run_sweep(make_spec(search=search), tmp_path / "runs")
+    [trial] = made.read().trials()
+    assert trial.results
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")  # Ray cannot start
+
+    def resume(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "launch.py", "resume", "small", "--storage", str(tmp_path / "runs"), *options],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    again = resume()
+    assert again.returncode == 0, again.stderr
+    assert "nothing started: search.budget.hours: " in again.stdout
+    assert "resume small --set search.budget.hours=VALUE --storage" in again.stdout
+    assert (tmp_path / "runs" / "small" / "best" / "model.safetensors").exists()
+    more = resume("--set", "search.budget.hours=9")
+    assert more.returncode == 1
+    assert "Ray did not start" in more.stderr
+    assert [t.number for t in made.read().trials()] == [0]

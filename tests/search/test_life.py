@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from search import inbox, logbook, steering
+from search.budget import Sitting
+from search.config import BudgetConfig
 from search.delivery import deliver
 from search.driver import Driver
 from search.inbox import Inbox
@@ -25,7 +28,7 @@ from search.schedulers.base import Decision, Scheduler
 from search.schedulers.fifo import Fifo
 from search.session import Attendant
 from search.spec import parse
-from search.sweep import Sweep, create, find
+from search.sweep import Sweep, create, find, used_up
 from search.trackers import NoTracker
 from tests.cli import Thaw, caller
 from tests.conftest import REPOSITORY
@@ -149,6 +152,14 @@ def test_commands_to_a_sweep_that_does_not_run(thaw: Thaw, sweep: Sweep) -> None
     assert len(through(driver_of(sweep))) == 7
 
 
+def test_picks_run_in_their_order(thaw: Thaw, sweep: Sweep) -> None:
+    thaw("enqueue", "s", "learning_rate=1e-4")
+    said = thaw("enqueue", "s", "learning_rate=1e-3").out
+    assert said.startswith("trial 1 is next, after 1 picked before\n")
+    rates = [trial.params["learning_rate"] for trial in through(driver_of(sweep))]
+    assert rates[:2] == [1e-4, 1e-3]
+
+
 def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
     thaw("enqueue", "s", "unfreezing.schedule=top", "unfreezing.depth=3", "learning_rate=0.001")
     driver = driver_of(sweep)
@@ -256,6 +267,29 @@ def test_a_driver_obeys_while_it_runs(thaw: Thaw, sweep: Sweep) -> None:
         Inbox(sweep.directory).put(inbox.new("stop", reason="thaw stop"))  # just before the end
     assert sweep.state() is SweepState.STOPPED
     assert not Inbox(sweep.directory).commands()
+
+
+def test_a_budget_is_used_up_where_no_trial_is_left_open(sweep: Sweep) -> None:
+    limited = replace(sweep.spec.search, budget=BudgetConfig(hours=1.0))
+    sweep = Sweep(spec=sweep.spec.model_copy(update={"search": limited}), directory=sweep.directory)
+    assert used_up(sweep) is None
+    driver = driver_of(sweep)
+    record = taken(driver)
+    evaluate(driver, record, 1)
+    driver.study.sit(0, Sitting(seconds=3600.0))
+    assert used_up(sweep) is None  # its driver died: the next one closes the trial
+    driver.ended(record.number)
+    spent = used_up(sweep)
+    assert spent is not None
+    assert spent.reason == "search.budget.hours: 1 of 1 used"
+    held = taken(driver)
+    driver.end(Wanted.PAUSE, "thaw pause")
+    evaluate(driver, held, 1)
+    driver.ended(held.number)
+    assert used_up(sweep) == spent  # what is held stays held
+    more = replace(limited, budget=BudgetConfig(hours=2.0))
+    raised = sweep.spec.model_copy(update={"search": more})
+    assert used_up(Sweep(spec=raised, directory=sweep.directory)) is None
 
 
 def test_a_paused_trial_can_be_ended_by_hand(thaw: Thaw, sweep: Sweep) -> None:
