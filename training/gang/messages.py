@@ -102,6 +102,14 @@ class Crashed:
     error: str
 
 
+def cause(before: Crashed, news: Crashed) -> Crashed:
+    """What a trial is judged by, of what workers have said since it began.
+
+    Who finds that it does not fit in memory knows; the others then only miss their connection.
+    """
+    return before if before.infeasible else news
+
+
 News = Greeting | Evaluation | Ended | Failed | Crashed
 
 

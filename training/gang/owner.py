@@ -25,6 +25,7 @@ from training.gang.messages import (
     Order,
     Regroup,
     Word,
+    cause,
     one_line,
 )
 from training.gang.workers import serve
@@ -198,7 +199,7 @@ class Gang:
                 self._asked = False
                 return news
             if isinstance(news, Crashed):
-                self._crash = news
+                self._crash = cause(self._crash, news)
                 self._stillborn += news.stillborn
                 if self._stillborn > _MAX_RESTARTS:
                     raise GangLost(f"the gang's workers cannot start: {news.error}")
