@@ -53,7 +53,7 @@ def run(
     order: Callable[[TrialRecord], Order],
     workers: int,
     min_workers: int,
-    cpus_per_worker: int,
+    cpus_per_worker: float,
     gpus_per_worker: float,
     prefix_store: PrefixStoreConfig,
     boundaries: tuple[int, ...],
