@@ -300,6 +300,7 @@ def _shortage(trial: Trial, stretch: Stretch) -> str:
         workers=trial.team.size,
         earlier=[other.phase for other in stretches[: stretches.index(stretch)]],
         device="cuda" if trial.team.device.type == "cuda" else "cpu",
+        stored=bool(trial.setting.frozen.shelves.roots),
     )
     return (
         f"phase {stretch.phase.name} does not fit in memory at a micro-batch of 1 example: "

@@ -69,7 +69,8 @@ class MemoryEstimate:
     weights: int
     """The suffix at compute precision: thawed, and frozen above what once thawed."""
     prefix: int
-    """The frozen rest, at compute precision; 0 where it shares the template's memory."""
+    """The frozen rest, at compute precision; 0 where it shares the template's memory, or has left a GPU.
+    On a CPU in a low precision it is cut out of a copy of the whole model."""
     gradients: int
     masters: int
     """Weights of thawed tensors in fp32, where what computes is not that itself."""
@@ -80,7 +81,7 @@ class MemoryEstimate:
     buffers: int
     """DeepSpeed's buckets and copies, and what operations need while they run."""
     template: int
-    """On the host: the pretrained model, in fp32."""
+    """On the host: the pretrained model, in fp32; in a low precision as well, of which a GPU gets parts."""
     state: int
     """On the host: weights and optimizer state of all that trained so far, to go on from and save."""
     offloaded: int
@@ -176,6 +177,7 @@ def estimate(
     micro_batch: int = 1,
     earlier: Sequence[Phase] = (),
     device: Device = "cpu",
+    stored: bool = False,
 ) -> MemoryEstimate:
     """Memory of one worker in a training step of `phase`. Pure.
 
@@ -186,6 +188,7 @@ def estimate(
         tokens: columns of a micro-batch: `max_length` for the worst.
         micro_batch: examples in one forward pass of the worker.
         earlier: the trial's phases before this one: what they thawed is in the suffix, and on the host.
+        stored: whether the output of the frozen rest comes from the store: it does not run then.
     """
     stage = effective_stage(training, workers)
     element = _ELEMENT_BYTES[training.precision]
@@ -219,10 +222,13 @@ def estimate(
         weights = 0
 
     saved, working = _activations(shape, training, phase, micro_batch, tokens, device)
-    passing = _passing(shape, micro_batch, tokens, element) if phase.boundary(num_blocks) > 0 else 0
-    prefix = 0
-    if boundary >= 0 and (low or device == "cuda"):
-        prefix = element * (_numel(shape.embeddings) + sum(map(_numel, shape.blocks[:boundary])))
+    runs_from = max(boundary, 0) if stored else 0
+    passing = _passing(shape, micro_batch, tokens, element) if phase.boundary(num_blocks) > runs_from else 0
+    copied = element * _numel(shape.units(-1)) if boundary >= 0 and low else 0
+    prefix = copied
+    if device == "cuda":
+        frozen = _numel(shape.embeddings) + sum(map(_numel, shape.blocks[: max(boundary, 0)]))
+        prefix = element * frozen if boundary >= 0 and not stored else 0
 
     # Moment -> gradients, activations, buffers.
     during = grown.bucket if stage == 3 else 0
@@ -244,7 +250,7 @@ def estimate(
         optimizer=moments,
         activations=activations,
         buffers=buffers,
-        template=_FP32 * _numel(shape.units(-1)),
+        template=_FP32 * _numel(shape.units(-1)) + (copied if device == "cuda" else 0),
         state=_FP32 * _numel(past) + _optimizer_bytes(training, past),
         offloaded=offloaded,
     )
@@ -259,10 +265,11 @@ def needed(
     workers: int,
     earlier: Sequence[Phase] = (),
     device: Device = "cpu",
+    stored: bool = False,
 ) -> int:
     """Bytes that a worker needs for `phase` at the least: at a micro-batch of one example."""
     return estimate(
-        shape, training, phase, tokens=tokens, workers=workers, earlier=earlier, device=device
+        shape, training, phase, tokens=tokens, workers=workers, earlier=earlier, device=device, stored=stored
     ).device
 
 

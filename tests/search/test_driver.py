@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from search.life import Wanted
 from search.progress import Step
 from search.records import PhaseRecord, TrialRecord, TrialState
 from search.schedulers import Decision
@@ -190,3 +191,25 @@ def test_two_threads_at_once(make_driver: Make, tmp_path: Path) -> None:
     assert [r.number for r in driver.records()] == list(range(8))
     assert {r.state for r in driver.records()} == {TrialState.COMPLETE}
     assert len(checkpoints(tmp_path)) == 2
+
+
+def test_a_pause_spares_no_trial_the_schedulers_decision(make_driver: Make, tmp_path: Path) -> None:
+    """One that is held at a rung would pass it, as nobody decides on what is told again."""
+    driver = make_driver(scheduler=StoppingAsha(LADDER), trials=3)
+    good, bad, fresh = (driver.next_trial() for _ in range(3))
+    assert good is not None
+    assert bad is not None
+    assert fresh is not None
+    driver.evaluated(good.number, evaluation(tmp_path, good, 1, 0.9))
+    driver.end(Wanted.PAUSE, "thaw pause")
+    assert driver.evaluated(bad.number, evaluation(tmp_path, bad, 1, 0.1)) is Decision.STOP
+    assert driver.ended(bad.number).state is TrialState.PRUNED
+    assert driver.evaluated(fresh.number, evaluation(tmp_path, fresh, 1, 0.95)) is Decision.PAUSE
+    assert driver.ended(fresh.number).held
+    assert driver.evaluated(good.number, evaluation(tmp_path, good, 2, 0.9)) is Decision.PAUSE
+    assert driver.ended(good.number).held
+    assert driver.over
+
+    again = make_driver(scheduler=StoppingAsha(LADDER), trials=3)
+    again.end(Wanted.RUN, "")
+    assert {trial.number for trial in run(again, tmp_path) if trial.state is TrialState.COMPLETE} >= {0}

@@ -97,10 +97,14 @@ class Frozen:
         *,
         low: int | None = None,
         below: States = (),
+        module: nn.Module | None = None,
     ) -> Recipe:
-        """How the states at a boundary are computed, from tokens or from those of a lower boundary."""
+        """How the states at a boundary are computed, from tokens or from those of a lower boundary.
+
+        `module`: the segment, where it is on the device already.
+        """
         made = Recipe(
-            module=on_device(self.segment(low, boundary, dtype), device),
+            module=on_device(self.segment(low, boundary, dtype), device) if module is None else module,
             split=self.split(name),
             pad_id=self.data.pad_id,
             device=device,
@@ -209,6 +213,12 @@ class Feed:
             inputs["states"] = self._states(name, indices, lengths, columns)
         return inputs, labels
 
+    def open(self, *names: str) -> None:
+        """Find what the store has of some splits, or make it: before an engine takes the device's memory."""
+        if self.boundary >= 0:
+            for name in names:
+                self._source(name)
+
     def stored(self, name: str) -> bool:
         """Whether the states of a split come from the store."""
         return isinstance(self._source(name), Entry)
@@ -232,9 +242,10 @@ class Feed:
     def _source(self, name: str) -> Entry | Recipe:
         if name not in self._open:
             frozen = self.frozen
-            self._open[name] = frozen.entry(name, self.boundary, self.dtype, self.device) or frozen.recipe(
-                name, self.boundary, self.dtype, self.device
-            )
+            place = (name, self.boundary, self.dtype, self.device)
+            # The frozen blocks are on the device once for all splits.
+            there = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
+            self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=there)
         return self._open[name]
 
     def _there(self, tensor: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import gc
 import json
 import multiprocessing
 import os
@@ -10,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -404,6 +407,28 @@ def test_a_feed_gives_the_same_stored_or_recomputed(make_trial: MakeTrial, cache
             assert torch.equal(stored["input_ids"], again["input_ids"])
             assert not stored["states"][0][stored["attention_mask"] == 0].any()
     kept.close()
+
+
+def test_what_computes_is_there_once_for_all_splits(
+    make_trial: MakeTrial, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it is a copy, in the memory that the engine needs."""
+    frozen = frozen_of(make_trial(), cache, mode="recompute")
+    there: list[weakref.ref[torch.nn.Module]] = []
+
+    def copied(module: torch.nn.Module, _: torch.device) -> torch.nn.Module:
+        made = copy.deepcopy(module)
+        there.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(feed, "on_device", copied)
+    opened = frozen.feed(2, FP32, CPU)
+    opened.open("train", "validation")
+    gc.collect()
+    assert len([module for module in there if module() is not None]) == 1
+    opened.close()
+    gc.collect()
+    assert not [module for module in there if module() is not None]
 
 
 def test_the_memory_of_a_phase_is_given_back(make_trial: MakeTrial, cache: Path, team: Team) -> None:
