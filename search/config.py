@@ -7,7 +7,7 @@ enforced where the sweep file is read (`search/spec.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
@@ -103,7 +103,7 @@ class SearchConfig:
     objectives: list[MetricConfig] = field(default_factory=list)
     """What trials are compared by besides: metrics of the task, `cost/latency` (milliseconds an example),
     `cost/parameters` (that it thaws) or `cost/seconds`. Trials on the Pareto front are equals; schedulers and
-    the leaderboard go by `metric`."""
+    the leaderboard go by `metric`, so `scheduler: auto` lets all trials run to their end."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Who chooses the next trial's parameters; the name alone is short for `{type: NAME}`."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -130,6 +130,20 @@ class SearchConfig:
     """A database for the ledger, by the URL of an Optuna storage (`sqlite:////data/study.db`,
     `postgresql://me:${PASSWORD}@host/db`; `${NAME}` is read from the environment); a journal file in the
     sweep's directory where unset."""
+
+    def resolved(self) -> SearchConfig:
+        """With what `auto` stands for beside several objectives: what is best for one metric knows no other.
+
+        A scheduler that goes by the metric ends what is cheap, and leaves one end of the front.
+        """
+        if not self.objectives:
+            return self
+        sampler, scheduler = self.sampler, self.scheduler
+        return replace(
+            self,
+            sampler=replace(sampler, type="nsga2") if sampler.type == "auto" else sampler,
+            scheduler=replace(scheduler, type="none") if scheduler.type == "auto" else scheduler,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """As plain values."""
-        search = self.spec.search
+        search = self.spec.search.resolved()
         return {
             "name": self.spec.name,
             "metric": asdict(search.metric),
@@ -102,7 +102,7 @@ def plan(
         ValueError: where one of these is not there, or this machine cannot be measured for it.
     """
     taken = compute_taken(lambda record: trial_settings(spec, record.params, record.seed), facts.num_blocks)
-    scheduler = make_scheduler(spec.search.scheduler, spec.search.metric, spec.training, taken)
+    scheduler = make_scheduler(spec.search.resolved().scheduler, spec.search.metric, spec.training, taken)
     rows = memory.rows(spec)
     sources = warm_start.gather(spec, storage)
     began = time.monotonic()

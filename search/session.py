@@ -144,7 +144,7 @@ def run(
     driver = Driver(
         study=study,
         scheduler=make_scheduler(
-            spec.search.scheduler,
+            spec.search.resolved().scheduler,
             spec.search.metric,
             spec.training,
             compute_taken(sweep.trial_config, facts.num_blocks),

@@ -54,7 +54,7 @@ def _show(found: Plan) -> None:
     from search.results.text import number
 
     screen = console()
-    spec, facts, search = found.spec, found.facts, found.spec.search
+    spec, facts, search = found.spec, found.facts, found.spec.search.resolved()
     rungs = ", ".join(number(rung) for rung in found.rungs)
     lines = {
         "sweep": f"{spec.name}: {search.trials} trials of {number(spec.training.epochs)} epochs, by "
