@@ -34,6 +34,7 @@ class StudySearcher(Searcher):
         self._driver = driver
         self._order = order
         self._concurrency = concurrency
+        self._most = min(concurrency, driver.target)
         self._allowed = allowed
         self._running: dict[str, int] = {}
         self._wants_more = True
@@ -41,7 +42,7 @@ class StudySearcher(Searcher):
     def spare(self) -> int:
         """How many more trials may run now; below zero where more run than may."""
         running = len(self._running)
-        limit = min(self._concurrency, self._driver.target)
+        limit = self._most
         if self._allowed is not None:
             # One more than run, where none is at hand: a warm gang for the next that comes up.
             wants = limit if self._wants_more else min(limit, running + 1)
@@ -50,6 +51,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial as an order for a gang; None while enough are running, or one may yet come up."""
+        self._most = min(self._concurrency, self._driver.target)  # a sweep may be extended
         if self.spare() <= 0:
             return None
         record = self._driver.next_trial()

@@ -51,8 +51,9 @@ def test_a_free_gang_goes_when_the_sweep_may_have_no_more() -> None:
 
 
 def test_a_sweep_that_is_extended_may_use_more_gangs() -> None:
-    driver: Any = SimpleNamespace(target=2)
+    driver: Any = SimpleNamespace(target=2, over=False, next_trial=lambda: None)
     searcher = StudySearcher(driver, order=lambda record: None, concurrency=4)  # type: ignore[arg-type,return-value]
     assert searcher.spare() == 2  # no more than it has trials
     driver.target = 10
+    assert searcher.suggest("a") is None
     assert searcher.spare() == 4

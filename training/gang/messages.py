@@ -21,7 +21,7 @@ class GangConfig:
     """Worker processes, at most."""
     min_workers: int | None = None
     """With how many it still goes on, and starts; with all of them where unset."""
-    cpus_per_worker: int
+    cpus_per_worker: float
     gpus_per_worker: float
     storage: str
     """Directory for Ray Train's own files, seen by all nodes."""
