@@ -54,7 +54,7 @@ def run(
     order: Callable[[TrialRecord], Order],
     workers: int,
     min_workers: int,
-    cpus_per_worker: int,
+    cpus_per_worker: float,
     gpus_per_worker: float,
     prefix_store: PrefixStoreConfig,
     boundaries: tuple[int, ...],
@@ -79,6 +79,8 @@ def run(
     # Ctrl-C is ours: Tune would wait for the running trials' next evaluations.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Gangs start at the same time: by default Tune asks for a trial only when the last one has its actor.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
     _keep_keys_home()
     # Where the driver is, and with it never on a node that may be taken away.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
