@@ -40,6 +40,8 @@ class Head:
     url: str
     environment: Mapping[str, str]
     storage: Path
+    session: Path
+    """Ray's own files."""
     mark: str
 
     def thaw(
@@ -114,7 +116,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head
     )
     try:
         wait(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60)
-        yield Head(f"http://127.0.0.1:{dashboard}", environment, place / "runs", mark)
+        yield Head(f"http://127.0.0.1:{dashboard}", environment, place / "runs", Path(temporary), mark)
     finally:
         for pid in (running.pid, *commands(mark)):
             with contextlib.suppress(OSError):
@@ -206,6 +208,19 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
     assert unknown.returncode == 2
     assert "there are far" in unknown.stderr
     assert dict(os.environ) == before
+
+    # Neither the key that lies in the sender's environment nor the cluster's token went anywhere.
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    jobs = urllib.request.Request(f"{head.url}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(jobs, timeout=30) as answer:
+        metadata = answer.read().decode()
+    assert '"thaw": "sweep"' in metadata
+    written = [path for path in [*head.storage.rglob("*"), *head.session.rglob("*.*")] if path.is_file()]
+    assert any(path.name == "driver.log" for path in written)
+    assert any(path.name.startswith("job-driver-far") for path in written)
+    for secret in (PLANTED, token):
+        assert secret not in metadata + followed.stdout + followed.stderr
+        assert not [path for path in written if secret.encode() in path.read_bytes()]
 
 
 def test_no_dashboard_is_one_message(tmp_path: Path) -> None:
