@@ -105,6 +105,9 @@ class Engine:
             ),
             dist_init_required=False,
         )
+        if self._engine.optimizer is self._optimizer and team.size == 1:
+            # There is nobody to average with, and it would copy all gradients there and back for it.
+            self._engine.enable_backward_allreduce = False
         self._homes = Homes(self._engine, self._optimizer, kind, team, names=self._names, shapes=shapes)
         known = originals | {name: weights[name] for name in originals if name in weights}
         self._homes.load(known, slots, groups)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from torch import Tensor
@@ -475,3 +476,23 @@ def test_an_engine_is_closed_whatever_happens(team: Team) -> None:
     del module, caught
     gc.collect()
     assert alive() is None
+
+
+def test_alone_no_gradient_is_copied_to_be_averaged(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed would lay them all end to end for it, and copy them back."""
+    reduced: list[int] = []
+    real = deepspeed.comm.all_reduce
+    monkeypatch.setattr(
+        deepspeed.comm, "all_reduce", lambda t, *a, **kw: reduced.append(t.numel()) or real(t, *a, **kw)
+    )
+    training = settings()
+    blocks = Blocks(tiny_model())
+    module = suffix.build(GROWING[2], blocks, {}, dropout=0.0)
+    named = dict(module.named_parameters())
+    groups = optim.groups(
+        named, blocks=blocks, shapes={n: p.shape for n, p in named.items()}, ages={}, training=training
+    )
+    with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
+        inputs, labels = batch_of(0)
+        live.backward(cross_entropy(live(**inputs), labels), last=True)
+    assert reduced == []

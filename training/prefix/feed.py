@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.batches import WIDTH_MULTIPLE, collate, width
 from training.blocks import Blocks
 from training.data import Data, Split
+from training.linear import library
 from training.prefix.compute import Probe, Recipe, on_device, probe, rows_for
 from training.prefix.entries import Entry, Shape
 from training.prefix.states import States, pick, spread
@@ -160,6 +161,7 @@ class Frozen:
             "kind": torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(device),
             # A matrix product that is cut up among other threads may round in another way.
             "threads": torch.get_num_threads() if on_cpu else 0,
+            "products": library() if on_cpu else "torch",
             "versions": [torch.__version__, transformers.__version__],
         }
 
