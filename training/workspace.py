@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from training import attention, linear
 from training.blocks import Blocks
 from training.config import DataConfig, ModelConfig, PrefixStoreConfig, TaskConfig, TrialConfig
 from training.data import Data, cache_root, prepare
-from training.linear import adopt
 from training.models import model_directory
 from training.prefix import Frozen, shelves
 from training.rng import derive
@@ -124,7 +124,8 @@ def load(
         output_loading_info=True,
     )
     model.config.pad_token_id = data.pad_id
-    adopt(model)
+    linear.adopt(model)
+    attention.adopt()
     blocks = Blocks(model)
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         if blocks.unit(name) != "head":

@@ -52,7 +52,7 @@ def gradients(layer: nn.Linear, x: Tensor) -> list[Tensor]:
     x = x.detach().requires_grad_()
     found = layer(x)
     (found * torch.arange(float(found.numel())).view(found.shape).sin()).sum().backward()
-    return [found.detach(), x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]  # type: ignore[list-item]
+    return [found.detach(), x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
 
 
 @pytest.mark.parametrize("library", ["onednn", "torch"])
