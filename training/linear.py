@@ -6,6 +6,7 @@ half the speed. oneDNN, which torch has for low precisions, does not mind who ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,14 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        apt = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
+        return self.product(input, nn.functional.linear)
+
+    def product(self, x: Tensor, otherwise: Callable[..., Tensor]) -> Tensor:
+        """The layer's output; where the library is of no use, by a function like torch's `linear`."""
+        apt = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
         if not apt or library() == "torch":
-            return super().forward(input)
-        found: Tensor = _Product.apply(input, self.weight, self.bias)
+            return otherwise(x, self.weight, self.bias)
+        found: Tensor = _Product.apply(x, self.weight, self.bias)
         return found
 
 

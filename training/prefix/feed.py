@@ -20,6 +20,7 @@ from training.prefix.compute import Probe, Recipe, on_device, probe, rows_for
 from training.prefix.entries import Entry, Shape
 from training.prefix.states import States, pick, spread
 from training.prefix.store import Shelves, key_of
+from training.transfer import there
 
 _FORMAT = 1
 """Raised whenever the states, or how they are computed, change."""
@@ -224,6 +225,4 @@ class Feed:
         return self._open[name]
 
     def _there(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return there(tensor, self.device)
