@@ -141,9 +141,13 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     metric = spec.search.metric
     outcome = None
     interrupted = False
+    finished = not changes and sweeps.is_finished(made)
+    spent = None if finished else sweeps.used_up(made)
+    if spent is not None and changes:
+        sweeps.create(spec, place, facts)  # takes them over
     try:
         _catch_interrupts()
-        if changes or not sweeps.is_finished(made):
+        if not finished and spent is None:
             resources = spec.resources
             with (
                 Progress(console=screen) as progress,
@@ -181,6 +185,9 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
         raise typer.Exit(130)
     if outcome is not None and outcome.wanted is not Wanted.RUN:
         screen.print(f"stopped before its last trial: {outcome.reason}", highlight=False, soft_wrap=True)
+    if spent is not None:
+        more = f"thaw resume {spec.name} --set {spent.budget}=VALUE{where(place)}"
+        screen.print(f"nothing started: {spent.reason}; go on with: {more}", highlight=False, soft_wrap=True)
     champion = made.read().best()
     for line in outcome.results if outcome else []:
         screen.print(f"results    {line}", highlight=False, soft_wrap=True)

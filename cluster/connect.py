@@ -32,6 +32,7 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
 
     Raises:
         ValueError: if there is no cluster at `address`.
+        OSError: if none starts on this machine.
     """
     if address is not None:
         _require_listener(address)
@@ -46,15 +47,18 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if address is None:
         node = local_node()
-        ray.init(
-            address="local",
-            num_cpus=int(node["CPU"]),
-            # Nothing of size goes through it.
-            object_store_memory=_OBJECT_STORE_BYTES,
-            # Ray frees the resources of a gang whose owner was killed through the dashboard's State API.
-            include_dashboard=True,
-            **quiet,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=int(node["CPU"]),
+                # Nothing of size goes through it.
+                object_store_memory=_OBJECT_STORE_BYTES,
+                # Ray frees the resources of a gang whose owner was killed through the dashboard's State API.
+                include_dashboard=True,
+                **quiet,
+            )
+        except Exception as error:  # Ray raises it bare
+            raise _not_started(error) from error
     else:
         try:
             ray.init(address=address, **quiet)
@@ -124,6 +128,16 @@ def _no_cluster(address: str, reason: str) -> ValueError:
     return ValueError(
         f"--address: no Ray cluster at {address!r} ({reason}); give the address that `ray start --head` "
         f"printed, or leave it out to run on this machine"
+    )
+
+
+def _not_started(error: Exception) -> OSError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs")
+    return OSError(
+        f"Ray did not start on this machine ({reason}): it needs free memory, room in its directory and "
+        f"processor time in its first seconds; end what else runs here and try again, or give the --address "
+        f"of a cluster that stands (Ray's own words are in {logs})"
     )
 
 

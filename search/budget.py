@@ -47,9 +47,16 @@ class Usage:
 class Spent:
     """A budget that is used up."""
 
-    reason: str
+    budget: str
+    """Its path in the sweep file."""
+    why: str
     then: Literal["halt", "drain"]
     """`halt`: running trials end at their next evaluation; `drain`: they finish."""
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        return f"{self.budget}: {self.why}"
 
 
 def usage(trials: Iterable[TrialRecord], sittings: Iterable[Sitting], prices: Mapping[str, float]) -> Usage:
@@ -78,10 +85,11 @@ def spent(
     for name in ("hours", "gpu_hours", "cost"):
         limit, taken = getattr(budget, name), getattr(used, name)
         if limit is not None and taken >= limit:
-            reason = f"search.budget.{name}: {number(taken)} of {number(float(limit))} used"
-            return Spent(reason=reason, then="halt")
+            why = f"{number(taken)} of {number(float(limit))} used"
+            return Spent(budget=f"search.budget.{name}", why=why, then="halt")
     if budget.patience is not None and (since := stagnation(trials, metric, goal)) >= budget.patience:
-        return Spent(reason=f"search.budget.patience: no better trial among the last {since}", then="drain")
+        why = f"no better trial among the last {since}"
+        return Spent(budget="search.budget.patience", why=why, then="drain")
     return None
 
 

@@ -27,15 +27,15 @@ def deliver(sweep: Sweep, command: Command, *, patience_s: float) -> str | None:
         outcome = study.outcome(command.id)
         if outcome is not None:
             return outcome
-        if presence.driver() is None:
-            try:
-                with presence.claimed():
-                    obey_all(sweep, inbox)
-            except Taken:  # one has just started
-                pass
-            continue
         if time.monotonic() > deadline:
             return None
+        try:
+            if presence.driver() is None:
+                with presence.claimed():
+                    obey_all(sweep, inbox)
+                continue
+        except Taken:  # one has just started, or has not been seen by all yet
+            pass
         time.sleep(_POLL_S)
 
 

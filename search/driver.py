@@ -23,7 +23,7 @@ from search.budget import Spent
 from search.inbox import Command
 from search.life import Life, Wanted
 from search.progress import Step
-from search.records import PhaseRecord, Result, TrialRecord, TrialState
+from search.records import PhaseRecord, Result, RulingKind, TrialRecord, TrialState
 from search.retention import deletable
 from search.schedulers import Decision, Scheduler
 from search.space import SearchSpace
@@ -35,6 +35,7 @@ from training.reporter import Course, Evaluation, Progress
 log = logging.getLogger(__name__)
 
 _LATER = (Wanted.PAUSE, Wanted.CANCEL)
+_RULINGS: Mapping[Decision, RulingKind] = {Decision.STOP: "stop", Decision.PAUSE: "pause"}
 
 
 class Driver:
@@ -248,12 +249,9 @@ class Driver:
                 before = self.study.trial(number)
                 record = self.study.report(number, self._result(before, evaluation))
                 self._account()
-                decision, reason = self._judge(before, record, evaluation)
-                if decision is Decision.STOP and not record.ending:
-                    self.study.rule(number, "stop", reason)
-                elif decision is Decision.PAUSE:
-                    held = self.life.wanted in _LATER
-                    self.study.rule(number, "hold" if held else "pause", reason)
+                decision, ruling, reason = self._judge(before, record, evaluation)
+                if ruling is not None:
+                    self.study.rule(number, ruling, reason)
             value = evaluation.metrics.get(self.study.metric, math.nan)
             log.info("trial %d: epoch %g, %s %.6g", number, evaluation.epochs, self.study.metric, value)
             if decision is not Decision.CONTINUE:
@@ -281,20 +279,23 @@ class Driver:
 
     def _judge(
         self, before: TrialRecord, record: TrialRecord, evaluation: Evaluation
-    ) -> tuple[Decision, str]:
-        """What becomes of a trial at an evaluation, and who says so."""
+    ) -> tuple[Decision, RulingKind | None, str]:
+        """What becomes of a trial at an evaluation, what is entered of that, and who says so."""
         if evaluation.last:
-            return Decision.CONTINUE, "it has ended"
+            return Decision.CONTINUE, None, "it has ended"
         if record.ending:
-            return Decision.STOP, record.rulings[-1].reason
+            return Decision.STOP, None, record.rulings[-1].reason
         life = self.life
-        if life.wanted in _LATER:
-            return Decision.PAUSE, life.reason
         if life.wanted is Wanted.HALT:
-            return Decision.STOP, life.reason
-        if any(result.epochs == evaluation.epochs for result in before.results):
-            return Decision.CONTINUE, "told again"  # it was decided on when it was told first
-        return self._scheduler.decide(record, self.study.trials()), self._judge_name
+            return Decision.STOP, "stop", life.reason
+        # One that is told again was decided on when it was told first.
+        if not any(result.epochs == evaluation.epochs for result in before.results):
+            decision = self._scheduler.decide(record, self.study.trials())
+            if decision is not Decision.CONTINUE:
+                return decision, _RULINGS[decision], self._judge_name
+        if life.wanted in _LATER:
+            return Decision.PAUSE, "hold", life.reason
+        return Decision.CONTINUE, None, ""
 
     @property
     def _judge_name(self) -> str:
@@ -372,7 +373,9 @@ class Driver:
         if self.study.away:  # then they are out of reach as well
             return
         gone = set()
-        for location in deletable(self.study.trials(), self._keep, self.study.metric, self.study.goal):
+        study = self.study
+        front = {t.number for t in study.pareto()} if len(study.objectives) > 1 else set[int]()
+        for location in deletable(study.trials(), self._keep, study.metric, study.goal, front):
             try:
                 mirror.delete_checkpoint(location, self._directory)
             except OSError as error:  # tried again at the next evaluation

@@ -194,7 +194,8 @@ class Ledger:
         """What becomes of the sweep."""
         stored = dict(self._attributes().get("life", {}))
         stored.pop("at", None)
-        return Life(**stored)
+        life = Life(**stored)
+        return replace(life, reason=vetting.shown(str(life.reason)))
 
     @property
     def target(self) -> int | None:
@@ -207,7 +208,7 @@ class Ledger:
         stored = self._attributes()
         found: list[Sitting] = []
         while f"sitting:{len(found)}" in stored:
-            found.append(Sitting(**stored[f"sitting:{len(found)}"]))
+            found.append(vetting.sitting(Sitting(**stored[f"sitting:{len(found)}"])))
         return found
 
     def complete(self) -> list[FrozenTrial]:
@@ -230,7 +231,8 @@ class Ledger:
 
     def outcome(self, command: str) -> str | None:
         """What came of the command with this id; None while it has not been carried out."""
-        return self._attributes().get(f"command:{command}")
+        said = self._attributes().get(f"command:{command}")
+        return None if said is None else vetting.shown(str(said))
 
     def trials(self) -> list[TrialRecord]:
         """All trials by number."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -36,8 +38,9 @@ class FileLock:
             if holder != seen:
                 seen, since = holder, time.monotonic()
             if dead(holder[0]) or time.monotonic() - since > self.grace_period_s:
-                if self._holder() == holder:  # not broken and taken by somebody else meanwhile
-                    self._remove()
+                with _alone(self.path.parent):
+                    if self._holder() == holder:  # not broken and taken by somebody else meanwhile
+                        self._remove()
                 continue
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, 0.1)
@@ -61,6 +64,18 @@ class FileLock:
         with suppress(OSError):
             os.rename(self.path, aside)
             os.unlink(aside)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """For a moment, the only one on this machine to break locks in `directory`; a kill ends it as well."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without such locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def machine() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search import mirror
+from search import mirror, vetting
 from search.presence import Presence
 from search.results.text import number
 from search.trackers.jsonl import FILE as METRICS
@@ -75,20 +75,22 @@ def lines(sweep: Sweep, *, trial: int | None = None, follow: bool = False) -> It
                     line = raw.decode(errors="replace").rstrip("\n")
                     shown = line if trial is None else _event(line, trial)
                     if shown is not None:
-                        yield shown
+                        yield vetting.shown(shown)
         if not driven:
             return
         time.sleep(_POLL_S)
 
 
 def _event(line: str, trial: int) -> str | None:
-    """A line of `metrics.jsonl` for people; None where it is not of the trial."""
+    """A line of `metrics.jsonl` for people; None where it is not of the trial, or no event."""
     try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
+        event = json.loads(line)
+        return _told(event) if event["trial"] == trial else None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return None
-    if event.get("trial") != trial:
-        return None
+
+
+def _told(event: dict[str, Any]) -> str | None:
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event["time"]))
     match event["kind"]:
         case "log":

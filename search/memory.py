@@ -44,15 +44,15 @@ def rows(spec: SweepSpec) -> list[Row]:
         key = (trial.model.name, trial.model.revision)
         if key not in shapes:
             shapes[key] = read_shape(trial.model, trial.task)
-        found = _rows(trial, shapes[key], spec.resources.fewest_workers, device)
+        found = _rows(trial, shapes[key], spec, device)
         schedule = trial.training.unfreezing.schedule
         if schedule not in most or _peak(found) > _peak(most[schedule]):
             most[schedule] = found
     return [row for found in most.values() for row in found]
 
 
-def _rows(trial: TrialConfig, shape: ModelShape, workers: int, device: Any) -> list[Row]:
-    training = trial.training
+def _rows(trial: TrialConfig, shape: ModelShape, spec: SweepSpec, device: Any) -> list[Row]:
+    training, workers = trial.training, spec.resources.fewest_workers
     planned = phases(training.unfreezing, len(shape.blocks), training.epochs, trial.seed)
     size = micro_batch(training, workers=workers, device=device)
     return [
@@ -72,6 +72,7 @@ def _rows(trial: TrialConfig, shape: ModelShape, workers: int, device: Any) -> l
                 micro_batch=size,
                 earlier=planned[:index],
                 device=device,
+                stored=spec.resources.prefix_store.mode == "store",
             ),
         )
         for index, phase in enumerate(planned)

@@ -8,7 +8,7 @@ from typing import Any
 from search.loading import scalar
 from search.points import active_part
 from search.problems import SpecError, hint
-from search.space import Categorical, Constant, Distribution, IntUniform, Normal, SearchSpace, Uniform
+from search.space import SearchSpace, contains
 from search.spec import LEAVES
 
 
@@ -53,7 +53,7 @@ def picked(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         checked, complaint = LEAVES[path].check(value)
         distribution = space[path].distribution
-        if complaint is None and not _has(distribution, checked):
+        if complaint is None and not contains(distribution, checked):
             complaint = f"must be one that the sweep can draw ({distribution.describe()}), got {value!r}"
         if complaint is not None:
             problems.append(f"{path}: {complaint}")
@@ -80,17 +80,3 @@ def changed(space: SearchSpace, values: Mapping[str, Any], changes: Mapping[str,
     known = {path: value for path, value in values.items() if path in {p.path for p in space.parameters}}
     live = active_part(space, {**known, **changes})
     return picked(space, {**live, **changes})
-
-
-def _has(distribution: Distribution, value: Any) -> bool:
-    """Whether the distribution can give a value, or one next to it that a float cannot tell apart."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    match distribution:
-        case Uniform(step=None) if numeric:
-            return distribution.low <= value <= distribution.high
-        case Normal() if numeric:
-            return distribution.low <= value <= distribution.high
-        case Constant() | Categorical() | Uniform() | IntUniform():
-            return distribution.takes(value)
-        case _:
-            return False

@@ -195,8 +195,10 @@ def _forecast(
 
     largest = max(row.memory.thawed for row in rows)
     checkpoint = max(measured.checkpoint_bytes, _CHECKPOINT_BYTES * largest)
-    # Besides the best, each trial that runs or waits for its promotion has one, and writes the next.
-    waiting = spec.search.trials if spec.search.scheduler.type != "none" else 0
+    # Besides the best, each trial that runs or waits for its promotion has one, and writes the next; and all
+    # may be on the front, where there are several objectives.
+    many = spec.search.scheduler.type != "none" or spec.search.objectives
+    waiting = spec.search.trials if many else 0
     kept = min(spec.search.trials, spec.checkpoints.keep + concurrency + waiting) + concurrency
     return forecast(
         draw,

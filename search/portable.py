@@ -14,9 +14,11 @@ def portable(spec: SweepSpec) -> tuple[str, dict[str, Path]]:
     """The file's text, and what it names: name beside the file -> file or directory here."""
     files: dict[str, Path] = {}
     places: dict[str, Any] = {}
-    for split in ("train", "validation", "test"):
-        path = Path(getattr(spec.data, split) or "")
+    # With `name`, the others are splits of it.
+    settings = ("train", "validation", "test") if spec.data.name is None else ("name",)
+    for setting in settings:
+        path = Path(getattr(spec.data, setting) or "")
         if path.is_absolute() and path.exists():
-            places[split] = f"data/{split}{path.suffix}"
-            files[places[split]] = path
+            places[setting] = f"data/{setting}{path.suffix}"
+            files[places[setting]] = path
     return to_yaml(spec.model_copy(update={"data": replace(spec.data, **places)})), files

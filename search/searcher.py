@@ -41,7 +41,7 @@ class StudySearcher(Searcher):
     def spare(self) -> int:
         """How many more trials may run now; below zero where more run than may."""
         running = len(self._running)
-        limit = self._concurrency
+        limit = min(self._concurrency, self._driver.target)
         if self._allowed is not None:
             # One more than run, where none is at hand: a warm gang for the next that comes up.
             wants = limit if self._wants_more else min(limit, running + 1)

@@ -126,6 +126,7 @@ def run(
     """
     # Ray comes in here, and not where a ledger is only read.
     from search import tuner
+    from search.foresight import boundaries
     from search.schedulers import make_scheduler
     from search.schedulers.compute import compute_taken
     from search.trackers import JsonlConfig, build
@@ -168,7 +169,7 @@ def run(
     driver.catch_up(open_runs(sweep.directory))
     attendant = Attendant(sweep.directory, driver, spec.space)
     wanted = spec.resources.max_concurrent
-    concurrency = min(fits, driver.target) if wanted == "auto" else min(fits, wanted)
+    concurrency = fits if wanted == "auto" else min(fits, wanted)
     began = time.monotonic()
     called_off = False
 
@@ -190,7 +191,7 @@ def run(
                 goal=study.goal,
                 trials=driver.records(),
                 total=driver.target,
-                concurrency=concurrency,
+                concurrency=min(concurrency, driver.target),
                 elapsed_s=time.monotonic() - began,
                 live=dict(driver.steps),
                 notice=_notice(driver),
@@ -214,6 +215,7 @@ def run(
                     cpus_per_worker=spec.resources.cpus_per_worker,
                     gpus_per_worker=spec.resources.gpus_per_worker,
                     prefix_store=spec.resources.prefix_store,
+                    boundaries=boundaries(spec, facts.num_blocks),
                     concurrency=concurrency,
                     allowed=allowed,
                     scratch=scratch,

@@ -14,6 +14,8 @@ from search.records import TrialState
 from search.space import SearchSpace
 from search.study import Study
 
+_MOST_MORE = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Helm:
@@ -79,7 +81,7 @@ def clone_of(helm: Helm, trial: int, changes: dict[str, Any]) -> dict[str, Any]:
 
 def _want(wanted: Wanted, said: str) -> Callable[..., str]:
     def obey(helm: Helm, reason: str) -> str:
-        helm.study.live(Life(wanted=wanted, reason=reason))
+        helm.study.live(Life(wanted=wanted, reason=str(reason)))
         return said
 
     return obey
@@ -92,15 +94,17 @@ def _extend(helm: Helm, trials: int) -> str:
 
 
 def _enqueue(helm: Helm, values: dict[str, Any], note: str) -> str:
-    number = helm.study.enqueue(stored(helm.space, picked(helm.space, values)), note)
+    before = helm.study.waiting
+    number = helm.study.enqueue(stored(helm.space, picked(helm.space, values)), str(note))
     helm.study.aim(helm.target + 1)
-    return f"trial {number} is next"
+    after = f", after {before} picked before" if before else ""
+    return f"trial {number} is next{after}"
 
 
 def _stop_trial(helm: Helm, trial: int, reason: str) -> str:
     record = helm.study.trial(_stoppable(helm, trial))
     if not record.ending:
-        helm.study.rule(trial, "stop", reason)
+        helm.study.rule(trial, "stop", str(reason))
     if trial in helm.running:
         return f"trial {trial} ends at its next evaluation"
     helm.study.tell(trial, TrialState.PRUNED)
@@ -115,8 +119,8 @@ def _stoppable(helm: Helm, trial: int) -> int:
 
 
 def _more(trials: int) -> int:
-    if not isinstance(trials, int) or trials < 1:
-        raise ValueError(f"--trials: must be +N with N at least 1, got {trials}")
+    if not isinstance(trials, int) or not 1 <= trials <= _MOST_MORE:
+        raise ValueError(f"--trials: must be +N with N from 1 to {_MOST_MORE:,}, got {trials}")
     return trials
 
 

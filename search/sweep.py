@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search import forecasts, mirror, warm_start
+from search.budget import Meter, Sitting, Spent
 from search.changes import ALLOWED, sorted_out
 from search.database import Database
 from search.drawing import Drawing
@@ -31,6 +32,7 @@ from search.space import encode, suggest
 from search.spec import SweepSpec, trial_settings
 from search.steering import Helm
 from search.study import Study
+from search.watch import Watch
 from training.config import TrialConfig
 from training.data import cache_root
 
@@ -306,6 +308,17 @@ def is_finished(sweep: Sweep) -> bool:
         and not Inbox(sweep.directory).commands()
         and sweep.state(study) is SweepState.FINISHED
     )
+
+
+def used_up(sweep: Sweep) -> Spent | None:
+    """The budget that lets no further trial run; None too where a driver has to close what one left open."""
+    if not sweep.begun or Inbox(sweep.directory).commands():
+        return None
+    study, spec = sweep.read(), sweep.spec
+    if not all(trial.held for trial in study.unfinished()):
+        return None
+    watch = Watch(study, budget=spec.search.budget, prices=spec.resources.prices, meter=Meter())
+    return watch.exhausted(Sitting())
 
 
 def is_exhausted(spec: SweepSpec, trials: Sequence[TrialRecord]) -> bool:

@@ -56,6 +56,7 @@ def run(
     cpus_per_worker: int,
     gpus_per_worker: float,
     prefix_store: PrefixStoreConfig,
+    boundaries: tuple[int, ...],
     concurrency: int,
     allowed: Allowed | None,
     scratch: Path,
@@ -64,6 +65,7 @@ def run(
     """Run the driver's trials on the Ray cluster that is connected, until none are left.
 
     Args:
+        boundaries: how many leading blocks trials may freeze.
         concurrency: trials at a time, each on a gang of its own.
         allowed: how many of them, where other sweeps share the cluster.
         scratch: directory for Ray's own files.
@@ -86,6 +88,7 @@ def run(
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
         prefix_store=prefix_store,
+        boundaries=boundaries,
         storage=str(scratch / "train"),
         feed=feed,
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from search.budget import Sitting
 from search.records import PhaseRecord, Result, Ruling, TrialRecord
 
 _MAX_EPOCHS = 1e9
 _MAX_TEXT = 10_000
+_GOALS = ("maximize", "minimize")
 
 
 class Altered(ValueError):
@@ -25,13 +27,30 @@ def study(made: Mapping[str, Any]) -> None:
     """
     target = made.get("target")
     right = {
-        "metric": isinstance(made["metric"], str) and made["metric"].isprintable(),
-        "goal": made["goal"] in ("maximize", "minimize"),
+        "name": _word(made.get("name", "")),
+        "metric": _word(made["metric"]),
+        "goal": made["goal"] in _GOALS,
+        "objectives": _listed(made.get("objectives", []), _objective),
         "seed": _whole(made["seed"], 2**32),
         "target": target is None or _whole(target, 2**31),
+        "points": _listed(made.get("points", []), _params),
+        "prior": _listed(made.get("prior", []), _prior),
     }
     if wrong := [name for name, fits in right.items() if not fits]:
         raise Altered(f"{', '.join(wrong)} cannot be right")
+
+
+def sitting(found: Sitting) -> Sitting:
+    """What a driver has used.
+
+    Raises:
+        Altered: if it cannot be right.
+    """
+    nodes = found.node_seconds
+    right = isinstance(nodes, Mapping) and all(_word(k) and _number(v) for k, v in nodes.items())
+    if not right or not _number(found.seconds):
+        raise Altered("what a driver has used cannot be right")
+    return found
 
 
 def record(found: TrialRecord) -> TrialRecord:
@@ -68,6 +87,25 @@ def record(found: TrialRecord) -> TrialRecord:
 def shown(text: str) -> str:
     """`text` without what would steer a terminal, and not endless."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:_MAX_TEXT])
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _listed(value: Any, right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(right, value))
+
+
+def _objective(value: Any) -> bool:
+    return _listed(value, _word) and len(value) == 2 and value[1] in _GOALS
+
+
+def _prior(value: Any) -> bool:
+    """Its values are read by `search.view.prior_trial`."""
+    if not isinstance(value, Mapping) or not _params(value.get("params")):
+        return False
+    return _listed(value.get("results"), lambda r: isinstance(r, Mapping)) and _word(value.get("state"))
 
 
 def _params(value: Any) -> bool:

@@ -30,14 +30,23 @@ class Watch:
         self._meter = meter
         self._sitting = len(study.sittings)
         self._entered: Sitting | None = None
+        self._over = False
         self._bound: tuple[int, float | None] = (0, None)  # complete trials it was worked out from
 
     def __call__(self) -> Spent | None:
         """The budget that is used up, if one is; what this driver has used is entered now and then."""
-        study, own = self._study, self._meter.read()
-        if self._entered is None or own.seconds - self._entered.seconds >= _ENTERED_EVERY_S:
-            study.sit(self._sitting, own)
+        own = self._meter.read()
+        found = self.exhausted(own)
+        due = self._entered is None or own.seconds - self._entered.seconds >= _ENTERED_EVERY_S
+        if due or (found is not None and not self._over):  # who resumes it is to see that it is used up
+            self._study.sit(self._sitting, own)
             self._entered = own
+        self._over = found is not None
+        return found
+
+    def exhausted(self, own: Sitting) -> Spent | None:
+        """The budget that is used up by what is in the ledger and by a driver's own sitting."""
+        study = self._study
         found = spent(self._budget, self._used(own), study.trials(), study.metric, study.goal)
         return found or self._settled()
 
@@ -58,5 +67,5 @@ class Watch:
         bound = self._bound[1]
         if bound is None or bound >= least:
             return None
-        reason = f"search.budget.min_improvement: no more than {number(bound)} can still be gained"
-        return Spent(reason=reason, then="drain")
+        reason = f"no more than {number(bound)} can still be gained"
+        return Spent(budget="search.budget.min_improvement", why=reason, then="drain")

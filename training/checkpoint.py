@@ -27,6 +27,7 @@ from training.config import TrialConfig
 from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest, text
 from training.optim import Slots
 from training.store import DamagedFile, Place, get_files, patience_s
+from training.team import Team
 
 __all__ = ["MANIFEST", "CheckpointError", "DamagedCheckpoint", "read_manifest"]
 
@@ -227,49 +228,73 @@ def drop(directory: Path, remote: Place | None, *, keep: Container[int], before:
                 (remote / name).remove_tree()
 
 
-def newest(directory: Path, identity: Identity, remote: Place | None = None) -> Checkpoint | None:
-    """The newest usable checkpoint in a trial's directory; one that is damaged is passed over.
+def newest(
+    directory: Path, identity: Identity, remote: Place | None = None, team: Team | None = None
+) -> Checkpoint | None:
+    """The newest checkpoint in a trial's directory that can be used; one that cannot is passed over.
 
     Args:
         remote: the trial's place in an object store; `directory` is where they are copied to then.
+        team: the ranks that go on from it: from one that all of them can use, though one may not see
+            yet, or no longer, what another does. Every rank calls it alike.
 
     Raises:
-        CheckpointError: if it belongs to another trial, model or data set.
+        CheckpointError: if there are only such as belong to another trial, model or data set.
         StorageError: if the object store cannot be read.
     """
-    damaged = None
-    if remote is None:
-        names = [path.name for path in directory.glob("step-*")]
-    else:
-        names = [name.partition("/")[0] for name in remote.files() if name.endswith(f"/{MANIFEST}")]
-    for name in sorted(names, reverse=True):
-        path = directory / name
+    refused: list[CheckpointError] = []
+    names: list[str] = []
+    if team is None or team.leads:
+        names = _names(directory, remote)
+    for name in names if team is None else team.broadcast(names):
+        found, failure = None, None
         try:
-            if remote is not None:
-                fetch(remote / name, path)
-            manifest = read_manifest(path)
-            if manifest["identity"] != asdict(identity):
-                theirs = [
-                    key for key, value in asdict(identity).items() if manifest["identity"].get(key) != value
-                ]
-                raise CheckpointError(f"{path}: made with other {' and '.join(theirs)}")
-            state = _load(path, manifest)
-        except DamagedCheckpoint as error:
-            damaged = error
-            continue
-        finally:
-            if remote is not None:  # it is in memory now
-                shutil.rmtree(path, ignore_errors=True)
+            found = _open(directory, name, identity, remote)
+        except CheckpointError as error:
+            failure = error
+        failures = [failure] if team is None else team.gather(failure)
+        if not any(failures):
+            if refused:
+                warnings.warn(f"passed over, so the trial goes on from {name}: {refused[0]}", stacklevel=2)
+            return found
+        refused += filter(None, failures)
+    for foreign in refused:
+        if not isinstance(foreign, DamagedCheckpoint):
+            raise foreign
+    if refused:
+        warnings.warn(f"no usable checkpoint, so the trial starts anew: {refused[0]}", stacklevel=2)
+    return None
+
+
+def _names(directory: Path, remote: Place | None) -> list[str]:
+    """What may be the checkpoints of a trial, the newest first."""
+    if remote is None:
+        return sorted((path.name for path in directory.glob("step-*")), reverse=True)
+    files = (name.partition("/") for name in remote.files())
+    return sorted((name for name, _, file in files if file == MANIFEST), reverse=True)
+
+
+def _open(directory: Path, name: str, identity: Identity, remote: Place | None) -> Checkpoint:
+    path = directory / name
+    try:
+        if remote is not None:
+            fetch(remote / name, path)
+        manifest = read_manifest(path)
+        if manifest["identity"] != asdict(identity):
+            theirs = [
+                key for key, value in asdict(identity).items() if manifest["identity"].get(key) != value
+            ]
+            raise CheckpointError(f"{path}: made with other {' and '.join(theirs)}")
         return Checkpoint(
             path=path,
             location=str(path if remote is None else remote / name),
-            state=state,
+            state=_load(path, manifest),
             phase=manifest["phase"],
             history=tuple(Told(**told) for told in manifest["history"]),
         )
-    if damaged is not None:
-        warnings.warn(f"no usable checkpoint, so the trial starts anew: {damaged}", stacklevel=2)
-    return None
+    finally:
+        if remote is not None:  # it is in memory now
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def fetch(place: Place, path: Path) -> None:

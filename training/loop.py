@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from training import batches, checkpoint, memory, optim, suffix
-from training.checkpoint import State
+from training.checkpoint import Identity, State
 from training.config import TrialConfig
 from training.engine import Engine, GradientOverflow
 from training.opening import Opened, opened
@@ -83,7 +83,7 @@ def train(
     """
     check(config.training)
     team = workspace.team
-    setting = workspace.open(config)
+    setting = team.agree(lambda: workspace.open(config))
     for at, known in (limits or {}).items():
         setting.limits[at] = tighter(known, setting.limits.get(at))
     course = plan(
@@ -95,7 +95,8 @@ def train(
     if team.leads and remote is None:
         checkpoint.clean(directory)
     belongs = checkpoint.identity(config, model=setting.fingerprint, data=setting.data.fingerprint)
-    found = checkpoint.newest(directory, belongs, remote)
+    _check_same(belongs, team)
+    found = checkpoint.newest(directory, belongs, remote, team)
     state = found.state if found else State(step=0, weights=setting.fresh_weights(config.seed))
     trial = Trial(
         config=config,
@@ -125,6 +126,18 @@ def train(
             if trial.history and is_last(trial):
                 break
     return Verdict.CONTINUE
+
+
+def _check_same(belongs: Identity, team: Team) -> None:
+    """Check that all ranks have the same model and data: each has read them on its own machine."""
+    first, *others = team.gather(belongs)
+    for rank, other in enumerate(others, start=1):
+        for part in ("model", "data"):
+            if getattr(other, part) != getattr(first, part):
+                raise ValueError(
+                    f"{part}: worker {rank} has read another {part} than worker 0; "
+                    f"give what all nodes see alike"
+                )
 
 
 def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, State]:
@@ -288,6 +301,7 @@ def _shortage(trial: Trial, stretch: Stretch) -> str:
         workers=trial.team.size,
         earlier=[other.phase for other in stretches[: stretches.index(stretch)]],
         device="cuda" if trial.team.device.type == "cuda" else "cpu",
+        stored=bool(trial.setting.frozen.shelves.roots),
     )
     return (
         f"phase {stretch.phase.name} does not fit in memory at a micro-batch of 1 example: "

@@ -69,7 +69,7 @@ class MemoryEstimate:
     weights: int
     """The suffix at compute precision: thawed, and frozen above what once thawed."""
     prefix: int
-    """The frozen rest, at compute precision; 0 where it shares the template's memory."""
+    """The frozen rest, at compute precision; 0 where it shares the template's memory, or has left a GPU."""
     gradients: int
     masters: int
     """Weights of thawed tensors in fp32, where what computes is not that itself."""
@@ -176,6 +176,7 @@ def estimate(
     micro_batch: int = 1,
     earlier: Sequence[Phase] = (),
     device: Device = "cpu",
+    stored: bool = False,
 ) -> MemoryEstimate:
     """Memory of one worker in a training step of `phase`. Pure.
 
@@ -186,6 +187,7 @@ def estimate(
         tokens: columns of a micro-batch: `max_length` for the worst.
         micro_batch: examples in one forward pass of the worker.
         earlier: the trial's phases before this one: what they thawed is in the suffix, and on the host.
+        stored: whether the output of the frozen rest comes from the store: it does not run then.
     """
     stage = effective_stage(training, workers)
     element = _ELEMENT_BYTES[training.precision]
@@ -219,9 +221,10 @@ def estimate(
         weights = 0
 
     saved, working = _activations(shape, training, phase, micro_batch, tokens, device)
-    passing = _passing(shape, micro_batch, tokens, element) if phase.boundary(num_blocks) > 0 else 0
+    runs_from = max(boundary, 0) if stored else 0
+    passing = _passing(shape, micro_batch, tokens, element) if phase.boundary(num_blocks) > runs_from else 0
     prefix = 0
-    if boundary >= 0 and (low or device == "cuda"):
+    if boundary >= 0 and (not stored if device == "cuda" else low):
         prefix = element * (_numel(shape.embeddings) + sum(map(_numel, shape.blocks[:boundary])))
 
     # Moment -> gradients, activations, buffers.
@@ -259,10 +262,11 @@ def needed(
     workers: int,
     earlier: Sequence[Phase] = (),
     device: Device = "cpu",
+    stored: bool = False,
 ) -> int:
     """Bytes that a worker needs for `phase` at the least: at a micro-batch of one example."""
     return estimate(
-        shape, training, phase, tokens=tokens, workers=workers, earlier=earlier, device=device
+        shape, training, phase, tokens=tokens, workers=workers, earlier=earlier, device=device, stored=stored
     ).device
 
 

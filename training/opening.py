@@ -48,23 +48,23 @@ def opened(trial: Trial, phase: Phase, state: State) -> Iterator[Opened]:
     training, team, setting = trial.config.training, trial.team, trial.setting
     blocks = setting.blocks
     boundary = suffix.boundary(phase, blocks, state.weights)
-    module = suffix.build(phase, blocks, state.weights, dropout=training.dropout).to(team.device)
-    if training.activation_checkpointing:
-        suffix.recompute_activations(module)
-    thawed = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    present = Weights(blocks, state.weights)
-    before = {name: present[name] for name in thawed}
-    groups = optim.groups(
-        thawed,
-        blocks=blocks,
-        shapes={name: tensor.shape for name, tensor in before.items()},
-        ages={name: slots.steps for name, slots in state.slots.items()},
-        training=training,
-    )
-    feed = setting.frozen.feed(boundary, compute_dtype(training.precision), team.device)
-    with (
-        closing(feed),
-        engine(
+    with closing(setting.frozen.feed(boundary, compute_dtype(training.precision), team.device)) as feed:
+        # Before there is an engine: what is frozen has the device to itself while the store is filled.
+        feed.open("train", "validation")
+        module = suffix.build(phase, blocks, state.weights, dropout=training.dropout).to(team.device)
+        if training.activation_checkpointing:
+            suffix.recompute_activations(module)
+        thawed = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        present = Weights(blocks, state.weights)
+        before = {name: present[name] for name in thawed}
+        groups = optim.groups(
+            thawed,
+            blocks=blocks,
+            shapes={name: tensor.shape for name, tensor in before.items()},
+            ages={name: slots.steps for name, slots in state.slots.items()},
+            training=training,
+        )
+        with engine(
             module,
             groups=groups,
             weights=state.weights,
@@ -72,7 +72,6 @@ def opened(trial: Trial, phase: Phase, state: State) -> Iterator[Opened]:
             training=training,
             team=team,
             scaler=state.scaler,
-        ) as live,
-    ):
-        del module
-        yield Opened(engine=live, feed=feed, groups=groups, before=before, trial=trial)
+        ) as live:
+            del module
+            yield Opened(engine=live, feed=feed, groups=groups, before=before, trial=trial)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 # A warm gang waits for its next trial as long as the sweep leaves it waiting.
 _PATIENCE = timedelta(days=30)
@@ -63,6 +66,24 @@ class Team:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._orders)
         return values
+
+    def agree(self, call: Callable[[], T]) -> T:
+        """What `call` returns here, once it has worked on every rank: none goes on alone.
+
+        Raises:
+            ValueError: on all ranks, where it raised one on any.
+        """
+        failure: ValueError | None = None
+        try:
+            value = call()
+        except ValueError as error:
+            failure = error
+        for rank, other in enumerate(self.gather(failure and str(failure))):
+            if failure is not None:
+                raise failure
+            if other is not None:
+                raise ValueError(f"{other} (on worker {rank} of {self.size})")
+        return value
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of `tensor` over the ranks, in place."""

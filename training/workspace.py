@@ -73,14 +73,24 @@ class Setting:
 
 
 class Workspace:
-    """The settings that this process has opened. Trials on the same one start at once."""
+    """The settings that this process has opened. Trials on the same one start at once.
+
+    Args:
+        boundaries: see `Frozen.foreseen`.
+    """
 
     def __init__(
-        self, team: Team, cache: Path | None = None, prefix_store: PrefixStoreConfig | None = None
+        self,
+        team: Team,
+        cache: Path | None = None,
+        prefix_store: PrefixStoreConfig | None = None,
+        boundaries: tuple[int, ...] = (),
     ) -> None:
         self.team = team
         self._cache = cache
         self._store = prefix_store or PrefixStoreConfig()
+        self._boundaries = boundaries
+        self._unsettled = 0
         self._settings: dict[tuple[ModelConfig, TaskConfig, DataConfig], Setting] = {}
 
     def open(self, config: TrialConfig) -> Setting:
@@ -91,9 +101,18 @@ class Workspace:
         """
         key = (config.model, config.task, config.data)
         if key not in self._settings:
-            # Another setting is another sweep's: memory for one is enough.
-            self._settings.clear()
-            self._settings[key] = load(config, self._cache, self._store)
+            if self._settings:
+                # Another setting is another sweep's: memory for one is enough.
+                self._settings.clear()
+                gc.unfreeze()
+            self._settings[key] = load(config, self._cache, self._store, self._boundaries)
+            self._unsettled = 2
+        if self._unsettled:
+            # What is there now stays, and what the first trial imports, too. The collections at the end of
+            # each phase, 0.3 s otherwise, need not look at it.
+            self._unsettled -= 1
+            gc.collect()
+            gc.freeze()
         return self._settings[key]
 
 
@@ -103,7 +122,10 @@ def checksum(tensor: Tensor) -> int:
 
 
 def load(
-    config: TrialConfig, cache: Path | None = None, prefix_store: PrefixStoreConfig | None = None
+    config: TrialConfig,
+    cache: Path | None = None,
+    prefix_store: PrefixStoreConfig | None = None,
+    boundaries: tuple[int, ...] = (),
 ) -> Setting:
     """Read model and data of a trial; the data from the cache if they are in it.
 
@@ -147,6 +169,7 @@ def load(
         fingerprint=fingerprint,
         cap=config.task.max_length,
         shelves=shelves(prefix_store or PrefixStoreConfig(), cache_root() if cache is None else cache),
+        foreseen=boundaries,
     )
     return Setting(
         blocks=blocks,

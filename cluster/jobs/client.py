@@ -72,9 +72,15 @@ class Jobs:
         """Send a sweep, and start its driver on the head.
 
         Raises:
-            ValueError: if a sweep of its name is running there, or it is too large to be sent.
+            ValueError: if a sweep of its name is running there, or another job has its name, or it is too
+                large to be sent.
         """
         earlier = self._status(submission.name)
+        if earlier is not None and not _is_sweep(self._client.get_job_info(submission.name)):
+            raise ValueError(
+                f"name: a job {submission.name!r} that is no sweep is on {self._address}; give this one "
+                f"another name with --set name=..."
+            )
         if earlier in ("PENDING", "RUNNING"):
             raise ValueError(
                 f"name: sweep {submission.name!r} is running on {self._address}; see "
@@ -125,9 +131,7 @@ class Jobs:
         """
         if self._status(name) is None:
             there = sorted(
-                job.submission_id
-                for job in self._client.list_jobs()
-                if job.submission_id and (job.metadata or {}).get("thaw") == "sweep"
+                job.submission_id for job in self._client.list_jobs() if job.submission_id and _is_sweep(job)
             )
             raise ValueError(
                 f"no sweep {name!r} has been submitted to {self._address}; "
@@ -186,6 +190,10 @@ class Jobs:
         print(f"error: {info.message}", file=sys.stderr)
         code = info.driver_exit_code
         return code if code in (1, 2, 130) else 1
+
+
+def _is_sweep(job: Any) -> bool:
+    return (job.metadata or {}).get("thaw") == "sweep"
 
 
 def _use_token() -> None:

@@ -18,7 +18,7 @@ from search.mirror import files, journal
 from search.mirror.checkpoints import checkpoint, delete_checkpoint, inside
 from search.mirror.files import fetch, forget, pull_commands, push, push_changes, put_model, settle
 from search.mirror.journal import journal_mirror, pull_journal, replace_journal
-from search.mirror.lease import Held, Lease, held, leases
+from search.mirror.lease import Held, Lease, leases
 from search.mirror.places import check_writable, names, open_storage, place_of, shown
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "fetch",
     "forget",
     "inside",
-    "is_claimed",
     "journal_mirror",
     "names",
     "open_storage",
@@ -93,12 +92,6 @@ def release(directory: Path) -> None:
     if lease is not None:
         with suppress(OSError):
             lease.release()
-
-
-def is_claimed(directory: Path) -> bool:
-    """Whether somebody writes to a sweep in an object store, or did until moments ago."""
-    place = place_of(directory)
-    return place is not None and held(place) is not None
 
 
 @contextmanager

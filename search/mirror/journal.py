@@ -55,14 +55,15 @@ class JournalMirror:
             self._starts.append(end)
 
     def replace(self) -> None:
-        """Put the whole journal in place of what is there, from whose end it is taken away.
+        """Put the whole journal in place of what is there, from whose end it is taken away, but for the first
+        piece: the store is never without a journal.
 
         Raises:
             LeaseLost: if another driver works on the sweep now.
             StorageError: if the store cannot be written.
         """
         leases[self._path.parent].check()
-        for name in reversed(self._place.children()):
+        for name in reversed(self._place.children()[1:]):
             (self._place / name).remove()
         self._starts, self._end = [0], 0
         self.push()

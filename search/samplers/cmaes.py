@@ -38,7 +38,7 @@ def _propose(request: Request) -> np.ndarray:
         bounds=np.tile([0.0, 1.0], (size, 1)),
         seed=int(request.rng.integers(2**31)),
     )
-    ended = np.flatnonzero(~history.running & (history.bad | ~np.isnan(history.best())))
+    ended = np.flatnonzero(~history.running & (history.bad | ~np.isnan(history.best)))
     losses = -worth(history)
     for start in range(0, len(ended) - strategy.population_size + 1, strategy.population_size):
         generation = ended[start : start + strategy.population_size]

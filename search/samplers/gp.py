@@ -38,7 +38,7 @@ def gp(config: SamplerConfig, seed: int, suggest: Suggest) -> optuna.samplers.Ba
 def propose(request: Request, startup: int, acquisition: Acquisition) -> np.ndarray:
     """The best candidate by `acquisition`; one by chance before `startup` trials have a result."""
     history, cube, rng = request.history, request.cube, request.rng
-    told = np.flatnonzero(history.bad | np.array([bool(curve) for curve in history.curves], dtype=bool))
+    told = np.flatnonzero(history.bad | (history.farthest > 0))
     if (~history.bad[told]).sum() < max(startup, 2):
         return by_chance(request)
     order = told[np.argsort(worth(history)[told])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 
 from search.config import SamplerConfig
 from search.samplers.cube import Draft, Suggest
+from search.samplers.proposer import Whole
 
 
 class SpaceExhausted(Exception):
@@ -33,25 +34,18 @@ def grid(config: SamplerConfig, seed: int, suggest: Suggest) -> BaseSampler:
     return _Grid(suggest)
 
 
-class _Grid(BaseSampler):
+class _Grid(Whole):
     def __init__(self, suggest: Suggest) -> None:
         self._suggest = suggest
-        self._chosen: dict[str, Any] = {}
 
-    def infer_relative_search_space(
+    def choose(
         self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    ) -> tuple[Mapping[str, Any], Mapping[str, BaseDistribution]]:
         tried = {_key(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number}
         for params, distributions in points(self._suggest):
             if _key(params) not in tried:
-                self._chosen = params
-                return distributions
+                return params, distributions
         raise SpaceExhausted
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {name: self._chosen[name] for name in search_space}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -38,7 +38,7 @@ def _objectives(history: History) -> np.ndarray:
     """[n, objectives], more is better. With one objective, trials that ended early count by their best."""
     if history.values.shape[1] > 1:
         return history.values
-    return history.best()[:, None]
+    return history.best[:, None]
 
 
 def _order(objectives: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.faults [--faults worker,raylet,trainable,driver,drain] [--times 3] [--out F]
 
-The same fixed list of trials runs undisturbed, and then with one fault in each trial, at a random moment
-after its first evaluation: SIGKILL of a worker, of a whole raylet, of the process that holds the gang, of the
-driver; or a node taken away with notice. Prints what was seen as a table, or as JSON.
+The same fixed list of trials runs undisturbed, and then with one fault in each trial but the last, at a
+random moment after one of its evaluations: SIGKILL of a worker, of a whole raylet, of the process that holds
+the gang, of the driver; or a node taken away with notice. Prints what was seen as a table, or as JSON, and
+ends with exit code 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ BATCH, EXAMPLES, EVALUATIONS = 16, 160, 4
 INTERVAL = EXAMPLES // 2
 """Examples between two checkpoints."""
 NOTICE_S = 25.0
+FREED_S, TOLERANCE = 30.0, 1e-4
 
 
 def trainers(cluster: Raylets) -> dict[int, int]:
@@ -67,6 +70,7 @@ def raylet(cluster: Raylets, rng: random.Random) -> str:
 
 def trainable(cluster: Raylets, rng: random.Random) -> str:
     """SIGKILL of the process that holds the gang."""
+    wait_for(lambda: cluster.pids("Trainable"), 120, "a trainable")
     pid = rng.choice(cluster.pids("Trainable"))
     os.kill(pid, signal.SIGKILL)
     return f"trainable {pid}"
@@ -130,8 +134,8 @@ class Sweep:
         except (ValueError, OSError):
             return ()
 
-    def repeated(self) -> list[int]:
-        """Examples that each going on trained once more, in order of time."""
+    def repeated(self) -> list[tuple[float, int]]:
+        """When a trial went on, and how many examples it trained once more; in order of time."""
         reached: dict[int, int] = {}
         again = []
         for line in (self.directory / "metrics.jsonl").read_text().splitlines():
@@ -140,9 +144,20 @@ class Sweep:
                 trial = event["trial"]
                 if event["kind"] == "log" and "train/loss" in event["metrics"]:
                     reached[trial] = max(reached.get(trial, 0), event["examples"])
-                elif event["kind"] == "summary" and event["values"].get("resumed_step"):
-                    again.append(max(0, reached.get(trial, 0) - event["values"]["resumed_step"] * BATCH))
+                elif event["kind"] == "summary" and "resumed_step" in event["values"] and trial in reached:
+                    twice = reached[trial] - event["values"]["resumed_step"] * BATCH
+                    again.append((event["time"], max(0, twice)))
         return again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blow:
+    """A fault that was done."""
+
+    fault: str
+    victim: str
+    at: float
+    """Seconds since 1970."""
 
 
 def run(
@@ -153,20 +168,22 @@ def run(
     lines: list[str] = []
     running = cluster.drive("run", file, "--storage", place)
     sweep = Sweep(place / "faults")
-    done = []
+    done: list[Blow] = []
     reader = threading.Thread(target=lambda: lines.extend(running.stdout or ()), daemon=True)
     reader.start()
     for number, fault in enumerate(faults):
+        evaluations = rng.randint(1, EVALUATIONS - 1)
         wait_for(
-            lambda number=number: (  # type: ignore[misc]
+            lambda number=number, least=evaluations: (  # type: ignore[misc]
                 running.poll() is not None
-                or (len(sweep.trials()) > number and len(sweep.trials()[number].results) >= 1)
+                or any(len(trial.results) >= least for trial in sweep.trials()[number : number + 1])
             ),
             300,
-            f"first evaluation of trial {number}",
+            f"evaluation {evaluations} of trial {number}",
         )
         time.sleep(rng.uniform(0, spread_s))
-        done.append(FAULTS[fault](cluster, rng))
+        at = time.time()
+        done.append(Blow(fault=fault, victim=FAULTS[fault](cluster, rng), at=at))
     code = running.wait(900)
     reader.join(10)
     took_s = time.monotonic() - began
@@ -178,8 +195,9 @@ def run(
         "log": "".join(lines)[-3000:],
         "seconds": round(took_s, 1),
         "freed_s": freed_s,
-        "victims": done,
-        "repeated_examples": sweep.repeated() if faults else [],
+        "held_by": cluster.holders() if freed_s is None else [],
+        "victims": [blow.victim for blow in done],
+        "repeated_examples": costs(done, sweep.repeated()),
         "left": [
             line for line in cluster.processes().values() if "RayTrainWorker" in line or "launch.py" in line
         ],
@@ -195,6 +213,15 @@ def run(
     }
 
 
+def costs(blows: Sequence[Blow], again: Sequence[tuple[float, int]]) -> list[list[int]]:
+    """Examples trained once more after each fault, at each going on until the next fault."""
+    ends = [blow.at for blow in blows[1:]] + [float("inf")]
+    return [
+        [examples for at, examples in again if blow.at <= at < end]
+        for blow, end in zip(blows, ends, strict=True)
+    ]
+
+
 def differences(calm: dict[str, Any], stormy: dict[str, Any]) -> float:
     """The largest difference of any metric; infinite where trials or evaluations differ."""
     worst = 0.0
@@ -208,6 +235,23 @@ def differences(calm: dict[str, Any], stormy: dict[str, Any]) -> float:
         for (_, mine), (_, yours) in zip(ours["results"], theirs["results"], strict=True):
             worst = max([worst, *(abs(mine[name] - yours[name]) for name in mine)])
     return worst
+
+
+def complaints(run: dict[str, Any]) -> list[str]:
+    """What is not as it must be after a sweep with faults."""
+    found = []
+    if run["code"] != 0:
+        found.append(f"exit code {run['code']}")
+    found += [f"trial {n}: {t['state']}" for n, t in enumerate(run["trials"]) if t["state"] != "complete"]
+    if run["largest_difference"] > TOLERANCE:
+        found.append(f"metrics differ by {run['largest_difference']:.1e}")
+    for fault, examples in zip(run["faults"], run["repeated_examples"], strict=True):
+        # On notice a checkpoint is written first. (The gang's owner may yet go with the node.)
+        if sum(examples) > INTERVAL or (fault == "drain" and sum(examples[:1])):
+            found.append(f"{fault}: {examples} examples trained again")
+    if run["freed_s"] is None or run["freed_s"] > FREED_S:
+        found.append(f"resources free after {run['freed_s']} s: {run['held_by']}")
+    return found + [f"left: {process}" for process in run["left"]]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -228,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         raw = small_sweep(
             place,
             "faults",
-            search={"trials": len(faults)},
+            # With one to spare: a fault that comes late meets the next.
+            search={"trials": len(faults) + 1},
             resources={"workers": options.workers, "max_concurrent": 1},
         )
         file = place / "faults.yaml"
@@ -240,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             json.loads(line)["time"]
             for line in (storage / "faults" / "metrics.jsonl").read_text().splitlines()
         ]
-        spread_s = 0.6 * (seconds[-1] - seconds[0]) / len(faults)
+        spread_s = (seconds[-1] - seconds[0]) / (len(faults) + 1) / EVALUATIONS
         found["calm"] = calm
         for time_ in range(options.times):
             storage = place / f"stormy-{time_}"
@@ -248,12 +293,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             order = rng.sample(faults, len(faults))
             stormy = run(cluster, storage, file, order, rng, spread_s)
             stormy |= {"faults": order, "largest_difference": differences(calm, stormy)}
+            stormy["complaints"] = complaints(stormy)
             found["runs"].append(stormy)
             print(
                 f"{time_}: {', '.join(order)}: exit {stormy['code']}, {stormy['seconds']} s (calm "
                 f"{calm['seconds']}), largest difference {stormy['largest_difference']:.1e}, repeated "
-                f"{stormy['repeated_examples']} of {INTERVAL} examples, free after {stormy['freed_s']} s",
+                f"{stormy['repeated_examples']} of {INTERVAL} examples, free after "
+                f"{stormy['freed_s']} s; {stormy['complaints'] or 'all well'}",
                 file=sys.stderr,
+                flush=True,
             )
     text = json.dumps(found, indent=1)
     if options.out is not None:
@@ -263,4 +311,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(any(run["complaints"] for run in main()["runs"]))

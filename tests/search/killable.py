@@ -1,8 +1,9 @@
-"""A sweep in virtual time that a test runs in a process of its own, to kill it there."""
+"""A sweep in virtual time on recorded curves, which goes on from its ledger: to be killed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from search.config import MetricConfig, SamplerConfig, SchedulerConfig
@@ -21,10 +22,23 @@ TRIALS = 16
 
 
 def sweep(
-    directory: Path, mode: str, seed: int, place: Path | Database | None = None, trials: int = TRIALS
+    directory: Path,
+    mode: str,
+    seed: int,
+    place: Path | Database | None = None,
+    trials: int = TRIALS,
+    *,
+    curves: Path = CURVES,
+    workers: int = 1,
+    patience_s: float = 0.0,
+    on_evaluation: Callable[[], None] = lambda: None,
 ) -> list[TrialRecord]:
-    """Runs a sweep, or what is left of it; every evaluation leaves a line in `trained`."""
-    table = Table.load(CURVES)
+    """Runs a sweep, or what is left of it; every evaluation leaves a line in `trained`.
+
+    Args:
+        on_evaluation: called at each, before it is entered.
+    """
+    table = Table.load(curves)
     directory.mkdir(exist_ok=True)
     study = Study.open(
         place or directory / "study.journal",
@@ -34,6 +48,7 @@ def sweep(
         goal=table.goal,
         sampler=SamplerConfig(type="tpe", startup_trials=4),
         seed=seed,
+        patience_s=patience_s,
     )
     driver = Driver(
         study=study,
@@ -53,7 +68,11 @@ def sweep(
 
     def note(number: int, evaluation: Evaluation) -> None:
         os.write(trained, f"{number} {evaluation.epochs:g}\n".encode())
+        on_evaluation()
 
-    run(driver, table, workers=1, on_evaluation=note)
-    driver.finish()
+    try:
+        run(driver, table, workers=workers, on_evaluation=note)
+        driver.finish()
+    finally:
+        os.close(trained)
     return study.trials()

@@ -2,65 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from search import virtual
-from search.config import MetricConfig, SamplerConfig, SchedulerConfig
-from search.driver import Driver
 from search.records import TrialRecord
-from search.schedulers import make_scheduler
 from search.study import Study
-from search.trackers import NoTracker
-from search.virtual import Table
 from tests.search import killable
-from training.config import TrainingConfig
-from training.reporter import Evaluation
 
 Act = Callable[[], None]
 
 
 def sweep(directory: Path, *, at: dict[int, Act], patience_s: float = 60.0) -> list[TrialRecord]:
     """A sweep of six trials; something happens at some of its evaluations."""
-    table = Table.load(killable.CURVES)
-    study = Study.open(
-        directory / "study.journal",
-        name="s",
-        suggest=table.suggest,
-        metric=table.metric,
-        goal=table.goal,
-        sampler=SamplerConfig(type="tpe", startup_trials=3),
+    count = itertools.count(1)
+    return killable.sweep(
+        directory,
+        "stop",
         seed=2,
-        patience_s=patience_s,
-    )
-    driver = Driver(
-        study=study,
-        scheduler=make_scheduler(
-            SchedulerConfig(type="asha"),
-            MetricConfig(name=table.metric, goal=table.goal),
-            TrainingConfig(epochs=table.epochs, evaluations_per_epoch=1),
-        ),
-        tracker=NoTracker(),
         trials=6,
-        keep=2,
-        directory=directory,
-        sweep_id="s",
-        describe=lambda record: {},
+        workers=2,
+        patience_s=patience_s,
+        on_evaluation=lambda: at.get(next(count), lambda: None)(),
     )
-    count = 0
-
-    def on_evaluation(number: int, evaluation: Evaluation) -> None:
-        nonlocal count
-        count += 1
-        at.get(count, lambda: None)()
-
-    virtual.run(driver, table, workers=2, on_evaluation=on_evaluation)
-    driver.finish()
-    return study.trials()
 
 
 @pytest.mark.parametrize(
@@ -80,8 +49,6 @@ def test_a_directory_that_is_renamed_and_back(tmp_path: Path, leaves: int, retur
 
     acts = {leaves: leave}
     if returns is None:  # the driver waits at its end, until it is back
-        import threading
-
         threading.Timer(3.0, come_back).start()
     else:
         acts[returns] = come_back

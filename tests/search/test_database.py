@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
 import threading
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +29,16 @@ def told(trials: list[TrialRecord]) -> list[TrialRecord]:
     return [replace(t, results=tuple(replace(r, checkpoint=None) for r in t.results)) for t in trials]
 
 
+def sqlite(directory: Path) -> Database:
+    (directory / "db").mkdir()
+    return Database(url=f"sqlite:///{directory}/db/study.db", study="s-1", patience_s=60.0)
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Database:
-    (tmp_path / "db").mkdir()
-    return Database(url=f"sqlite:///{tmp_path}/db/study.db", study="s-1", patience_s=60.0)
+    """An SQLite file, or a study of its own in the database that THAW_TEST_DATABASE names by its URL."""
+    url = os.environ.get("THAW_TEST_DATABASE")
+    return sqlite(tmp_path) if url is None else Database(url=url, study=uuid.uuid4().hex, patience_s=60.0)
 
 
 def test_it_holds_what_a_journal_holds(tmp_path: Path, database: Database) -> None:
@@ -62,7 +70,8 @@ def test_killed_and_taken_up_again(tmp_path: Path, database: Database) -> None:
     assert told(after) == told(whole)
 
 
-def test_one_that_does_not_answer_is_asked_again(tmp_path: Path, database: Database) -> None:
+def test_one_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
+    database = sqlite(tmp_path)
     calm = killable.sweep(tmp_path / "calm", "stop", SEED, trials=TRIALS)
     impatient = replace(database, url=f"{database.url}?timeout=0.1")
     trained = tmp_path / "sweep" / "trained"

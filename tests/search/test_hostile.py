@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search.budget import Sitting, usage
 from search.config import SamplerConfig
+from search.life import Life, Wanted
 from search.loading import loads
 from search.problems import SpecError
 from search.records import Result, TrialState
@@ -129,6 +131,10 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         study.report(number, result)
         if state is not None:
             study.tell(number, state)
+    study.live(Life(wanted=Wanted.DRAIN, reason="thaw stop"))
+    study.aim(4)
+    study.obeyed("1", "no new trial starts")
+    study.sit(0, Sitting(seconds=5.0, node_seconds={"default": 5.0}))
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
@@ -162,6 +168,47 @@ def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+def of_the_study(entries: list[dict[str, Any]], attribute: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ledger, where the study has been given an attribute."""
+    other = next(e for e in entries if e["op_code"] == 2)
+    return [*entries, {**other, "user_attr": attribute}]
+
+
+def test_no_word_of_a_ledger_steers_a_terminal(ledger: list[dict[str, Any]], tmp_path: Path) -> None:
+    entries = of_the_study(ledger, {"life": {"wanted": "pause", "reason": "\x1b[2Jgone"}})
+    study = Study.read(written(tmp_path, of_the_study(entries, {"command:1": "\x1b[2Jdone"})))
+    assert study.life.reason == "\N{REPLACEMENT CHARACTER}[2Jgone"
+    assert study.outcome("1") == "\N{REPLACEMENT CHARACTER}[2Jdone"
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"life": {"wanted": "explode", "reason": ""}},
+        {"life": "run"},
+        {"sitting:0": {"seconds": "1", "node_seconds": {}}},
+        {"sitting:0": {"seconds": -1.0, "node_seconds": {}}},
+        {"sitting:0": {"seconds": 1.0, "node_seconds": {"\x1b[2J": 1.0}}},
+        {"sitting:0": {"seconds": 1.0, "node_seconds": {"default": None}}},
+        {"name": "\x1b[2J"},
+        {"target": 10**30},
+        {"objectives": [["cost/latency"]]},
+        {"objectives": [["cost/latency", "more"]]},
+        {"points": 5},
+        {"points": [5]},
+        {"prior": [{"params": {}, "state": "complete"}]},
+        {"deleted:0": 5},
+    ],
+)
+def test_what_a_study_cannot_have_is_refused(
+    ledger: list[dict[str, Any]], tmp_path: Path, attribute: dict[str, Any]
+) -> None:
+    path = written(tmp_path, of_the_study(ledger, attribute))
+    with pytest.raises(ValueError, match="an entry of it cannot be right") as error:
+        Study.read(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_ledgers_are_read_or_refused(
@@ -192,6 +239,9 @@ def test_ledgers_are_read_or_refused(
         assert all(isinstance(value, float) for result in trial.results for value in result.metrics.values())
         assert (trial.error or "").isprintable()
     study.best()
+    assert study.life.reason.isprintable()
+    assert (study.outcome("1") or "").isprintable()
+    assert usage(study.trials(), study.sittings, {"default": 1.0}).cost >= 0
 
 
 def with_attribute(entries: list[dict[str, Any]], attribute: dict[str, Any]) -> list[dict[str, Any]]:

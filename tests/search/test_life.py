@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from search import inbox, logbook, steering
+from search.budget import Sitting
+from search.config import BudgetConfig
+from search.delivery import deliver
 from search.driver import Driver
 from search.inbox import Inbox
 from search.life import Life, SweepState, Wanted
@@ -24,7 +28,7 @@ from search.schedulers.base import Decision, Scheduler
 from search.schedulers.fifo import Fifo
 from search.session import Attendant
 from search.spec import parse
-from search.sweep import Sweep, create, find
+from search.sweep import Sweep, create, find, used_up
 from search.trackers import NoTracker
 from tests.cli import Thaw, caller
 from tests.conftest import REPOSITORY
@@ -148,6 +152,14 @@ def test_commands_to_a_sweep_that_does_not_run(thaw: Thaw, sweep: Sweep) -> None
     assert len(through(driver_of(sweep))) == 7
 
 
+def test_picks_run_in_their_order(thaw: Thaw, sweep: Sweep) -> None:
+    thaw("enqueue", "s", "learning_rate=1e-4")
+    said = thaw("enqueue", "s", "learning_rate=1e-3").out
+    assert said.startswith("trial 1 is next, after 1 picked before\n")
+    rates = [trial.params["learning_rate"] for trial in through(driver_of(sweep))]
+    assert rates[:2] == [1e-4, 1e-3]
+
+
 def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
     thaw("enqueue", "s", "unfreezing.schedule=top", "unfreezing.depth=3", "learning_rate=0.001")
     driver = driver_of(sweep)
@@ -184,7 +196,7 @@ def test_a_clone_differs_in_what_is_set(thaw: Thaw, sweep: Sweep) -> None:
         (["clone", "s", "9"], "there is no trial 9"),
         (["stop-trial", "s", "9"], "there is no trial 9"),
         (["extend", "s", "--trials", "many"], "--trials: must be +N, such as +8, got 'many'"),
-        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N at least 1"),
+        (["extend", "s", "--trials", "+0"], "--trials: must be +N with N from 1"),
         (["pause", "t"], "there is no sweep 't'"),
         (["status", "t"], "there is no sweep 't'"),
         (["logs", "s", "--trial", "4"], "there is no trial 4"),
@@ -257,6 +269,29 @@ def test_a_driver_obeys_while_it_runs(thaw: Thaw, sweep: Sweep) -> None:
     assert not Inbox(sweep.directory).commands()
 
 
+def test_a_budget_is_used_up_where_no_trial_is_left_open(sweep: Sweep) -> None:
+    limited = replace(sweep.spec.search, budget=BudgetConfig(hours=1.0))
+    sweep = Sweep(spec=sweep.spec.model_copy(update={"search": limited}), directory=sweep.directory)
+    assert used_up(sweep) is None
+    driver = driver_of(sweep)
+    record = taken(driver)
+    evaluate(driver, record, 1)
+    driver.study.sit(0, Sitting(seconds=3600.0))
+    assert used_up(sweep) is None  # its driver died: the next one closes the trial
+    driver.ended(record.number)
+    spent = used_up(sweep)
+    assert spent is not None
+    assert spent.reason == "search.budget.hours: 1 of 1 used"
+    held = taken(driver)
+    driver.end(Wanted.PAUSE, "thaw pause")
+    evaluate(driver, held, 1)
+    driver.ended(held.number)
+    assert used_up(sweep) == spent  # what is held stays held
+    more = replace(limited, budget=BudgetConfig(hours=2.0))
+    raised = sweep.spec.model_copy(update={"search": more})
+    assert used_up(Sweep(spec=raised, directory=sweep.directory)) is None
+
+
 def test_a_paused_trial_can_be_ended_by_hand(thaw: Thaw, sweep: Sweep) -> None:
     driver = driver_of(sweep, Pausing())
     train(driver, taken(driver))
@@ -288,6 +323,21 @@ def test_what_is_no_command_is_passed_over(sweep: Sweep) -> None:
     assert [c.kind for c in box.commands()] == ["pause"]
     wrong = inbox.new("extend", surprise=1)
     assert steering.obey(sweep.helm(), wrong).startswith("refused: ")
+
+
+def test_a_command_that_nobody_carries_out_is_not_waited_for_without_end(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies where nobody can read it, and later the sweep is somebody's whose mark is not seen."""
+    monkeypatch.setattr(Inbox, "commands", lambda self: [])
+    command = inbox.new("pause", reason="r")
+    assert deliver(sweep, command, patience_s=0.3) is None
+
+    def taken(self: Presence) -> Any:
+        raise Taken("s: another one drives it")
+
+    monkeypatch.setattr(Presence, "claimed", taken)
+    assert deliver(sweep, command, patience_s=0.3) is None
 
 
 def test_a_dead_driver_is_nobody(sweep: Sweep) -> None:
@@ -349,6 +399,19 @@ def test_the_log_tells_what_the_driver_did(thaw: Thaw, sweep: Sweep) -> None:
     assert "trial 2: complete" in text
     assert json.loads(thaw("logs", "s", "--json").out) == text.splitlines()
     assert find("s", sweep.directory.parent).state() is SweepState.FINISHED
+
+
+def test_a_log_steers_no_terminal_and_what_is_no_event_is_passed_over(thaw: Thaw, sweep: Sweep) -> None:
+    (sweep.directory / logbook.FILE).write_text("2026 \x1b[2Jgone\n")
+    assert thaw("logs", "s").out == "2026 \N{REPLACEMENT CHARACTER}[2Jgone\n"
+    driver = driver_of(sweep)
+    through(driver)
+    good = {"time": 0, "trial": 0, "kind": "log", "examples": 3, "metrics": {"a\x1b[2J": 0.5}}
+    bad = ["[]", "{}", '{"trial": 0}', "3", '{"trial": 0, "kind": "log", "time": 1e300}', "[" * 100_000]
+    (sweep.directory / "metrics.jsonl").write_text("\n".join([*bad, json.dumps(good), ""]))
+    ended = thaw("logs", "s", "--trial", "0")
+    assert ended.code == 0, ended.err
+    assert ended.out == "1970-01-01T00:00:00Z after 3 examples: a\N{REPLACEMENT CHARACTER}[2J 0.5\n"
 
 
 def test_the_log_is_followed_until_nobody_drives_the_sweep(sweep: Sweep) -> None:

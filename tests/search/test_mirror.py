@@ -44,6 +44,13 @@ def spec() -> SweepSpec:
     )
 
 
+def claimed(directory: Path) -> bool:
+    """Whether somebody writes to a sweep, or did until moments ago."""
+    place = mirror.place_of(directory)
+    assert place is not None
+    return lease.held(place) is not None
+
+
 def another_machine() -> None:
     """Forgets all that this process knows of the store; leases stay as they are there."""
     places._mirrors.clear()
@@ -129,9 +136,9 @@ def test_there_is_one_writer(s3: S3, spec: SweepSpec, monkeypatch: pytest.Monkey
     with pytest.raises(LeaseLost):
         ours.check()
     mirror.release(made.directory)
-    assert mirror.is_claimed(made.directory)  # what another holds is not given back
+    assert claimed(made.directory)  # what another holds is not given back
     other.release()
-    assert not mirror.is_claimed(made.directory)
+    assert not claimed(made.directory)
 
 
 def test_a_dead_holder_on_this_machine_loses_its_lease_at_once(s3: S3) -> None:
@@ -271,12 +278,12 @@ def test_another_machine_steers_a_sweep_through_the_store(s3: S3, spec: SweepSpe
         assert there.returncode == 0, output
         assert made.read().life.wanted is Wanted.PAUSE
         assert inbox.commands() == []
-    assert not mirror.is_claimed(made.directory)
+    assert not claimed(made.directory)
     assert Place.parse(f"{uri}/small/driver.json").exists() is False
     there = pause()  # nobody drives it: who sends the command carries it out
     output, _ = there.communicate(timeout=60)
     assert there.returncode == 0, output
-    assert not mirror.is_claimed(made.directory)
+    assert not claimed(made.directory)
 
 
 @pytest.mark.parametrize(
@@ -286,3 +293,35 @@ def test_a_ledger_cannot_point_out_of_its_sweep(location: str, tmp_path: Path) -
     with pytest.raises(ValueError, match="is not a checkpoint of a sweep in"):
         mirror.delete_checkpoint(location, tmp_path)
     assert mirror.inside("/elsewhere/old/trials/0001/step-1", tmp_path) == tmp_path / "trials/0001/step-1"
+
+
+def test_a_journal_in_a_bucket_is_mended_there(
+    s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, uri = s3
+    monkeypatch.setattr(journal, "_PIECE_BYTES", 600)
+    made = sweeps.create(spec, local_storage(uri))
+    study = made.open()
+    for _ in range(4):
+        study.tell(study.ask().number, TrialState.FAILED, "x")
+    lines = made.ledger.read_bytes().splitlines(keepends=True)
+    made.ledger.write_bytes(b"".join([*lines[:-1], b"{torn\n"]))
+    mirror.replace_journal(made.ledger)
+    mirror.release(made.directory)
+
+    another_machine()
+    found = sweeps.find("small", local_storage(uri))
+    with pytest.raises(ValueError, match=f"line {len(lines)} is not readable"):
+        found.read()
+    server.requests.clear()
+    lost = found.repair()
+    assert lost is not None
+    assert "kept as study.journal.broken-1" in lost
+    asked = [f"{method} {path}" for method, path in server.requests]
+    assert not [one for one in asked if "DELETE" in one and one.endswith(f"{0:015d}")]  # never without one
+    mirror.release(found.directory)
+
+    another_machine()
+    found = sweeps.find("small", local_storage(uri))
+    assert len(found.read().trials()) == 4
+    assert (found.directory / "study.journal.broken-1").exists()

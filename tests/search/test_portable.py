@@ -32,3 +32,15 @@ def test_what_lies_elsewhere_stays_as_it_is_named(tmp_path: Path) -> None:
     text, files = portable(load(str(file)))
     assert files == {}
     assert "/mnt/all/train.jsonl" in text
+
+
+def test_a_data_set_directory_goes_along_whole(tmp_path: Path) -> None:
+    (tmp_path / "reviews").mkdir()
+    data = {"name": "reviews", "train": "train", "validation": "validation"}
+    text, files = portable(load(str(write_sweep(tmp_path, data=data))))
+    assert files == {"data/name": tmp_path / "reviews"}
+    (tmp_path / "there" / "data" / "name").mkdir(parents=True)
+    (tmp_path / "there" / "sweep.yaml").write_text(text)
+    again = load(str(tmp_path / "there" / "sweep.yaml"))
+    assert again.data.name == str(tmp_path / "there" / "data" / "name")
+    assert again.data.train == "train"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from search.records import TrialRecord, TrialState
+from search.loading import load
+from search.records import Result, TrialRecord, TrialState
 from search.repair import repair
 from search.study import Study
+from search.sweep import create
+from tests.cli import Thaw, caller, write_sweep
 from tests.search import killable
 
-Picks = Callable[[dict[str, object]], bool]
+Picks = Callable[[dict[str, Any]], bool]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_a_sound_ledger_is_left_alone(ledger: Path, sound: bytes) -> None:
 def test_one_result_that_cannot_be_read_costs_no_more(ledger: Path, sound: bytes, garbage: bytes) -> None:
     before = Study.read(ledger).trials()
 
-    def is_result(entry: dict[str, object]) -> bool:
+    def is_result(entry: dict[str, Any]) -> bool:
         return entry["op_code"] == 8 and str(entry.get("user_attr")).startswith("{'result:")
 
     at = spoil(ledger, is_result, garbage)
@@ -101,6 +105,31 @@ def test_a_second_backup_does_not_replace_the_first(ledger: Path) -> None:
 
 def test_what_the_study_was_made_with_is_entered_again(ledger: Path) -> None:
     before = Study.read(ledger).trials()
-    spoil(ledger, lambda entry: entry["op_code"] == 2 and "metric" in dict(entry["user_attr"]))  # type: ignore[call-overload]
+    spoil(ledger, lambda entry: entry["op_code"] == 2 and "metric" in dict(entry["user_attr"]))
     assert repair(ledger) is not None
     assert killable.sweep(ledger.parent, "stop", 5) == before
+
+
+def test_a_reader_refuses_it_and_resume_says_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thaw: Thaw = caller(monkeypatch, capsys)
+    storage = tmp_path / "runs"
+    made = create(load(str(write_sweep(tmp_path)), []), storage)
+    study = made.open()
+    for number in range(4):
+        study.ask()
+        study.report(number, Result(epochs=1, metrics={"eval/accuracy": 0.5 + number / 10}))
+        study.tell(number, TrialState.COMPLETE)
+    at = spoil(
+        made.ledger, lambda entry: any(key.startswith("result:") for key in entry.get("user_attr", {}))
+    )
+    damaged = made.ledger.read_bytes()
+    refused = thaw("trials", "tiny", "--storage", storage)
+    assert refused.code == 2
+    assert f"study.journal: line {at + 1} is not readable; `resume` cuts it off" in refused.err
+    assert made.ledger.read_bytes() == damaged
+    resumed = thaw("resume", "tiny", "--storage", storage)  # with nothing left to train, so without Ray
+    assert f"warning: {made.ledger}: line {at + 1} could not be read and was cut off" in resumed.err
+    assert made.ledger.with_name("study.journal.broken-1").read_bytes() == damaged
+    assert thaw("trials", "tiny", "--storage", storage).code == 0

@@ -53,6 +53,11 @@ def test_equals_rank_by_number_and_earlier_evaluations_first() -> None:
     assert deletable([trial(0, 0.5, 0.5), trial(1, 0.5)], 1, "m", "maximize") == {"0/2", "1/1"}
 
 
+def test_the_best_checkpoints_of_the_front_stay() -> None:
+    trials = [trial(0, 0.5, 0.9), trial(1, 0.6, 0.4), trial(2, 0.7)]
+    assert deletable(trials, 1, "m", "maximize", front={1}) == {"0/1", "1/2", "2/1"}
+
+
 def test_what_is_deleted_already_is_not_named() -> None:
     first = trial(0, 0.5, 0.9)
     gone = replace(first, results=(replace(first.results[0], checkpoint=None), first.results[1]))

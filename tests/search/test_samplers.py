@@ -9,11 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import optuna
 import pytest
 
 from search.config import SamplerConfig
 from search.samplers import SAMPLERS, SpaceExhausted, Suggest, make_sampler
+from search.samplers.cube import Cube
+from search.samplers.history import Reader
 from search.study import Result, Study, TrialState
 
 
@@ -127,6 +130,31 @@ def test_qmc_spreads_more_evenly_than_chance(tmp_path: Path) -> None:
         return statistics.median(gaps)
 
     assert gap("qmc") < 0.6 * gap("random")
+
+
+def test_what_a_reader_remembers_is_what_another_one_reads(tmp_path: Path) -> None:
+    study = run(tmp_path / "a", SamplerConfig(type="random"), 6)
+    cube = Cube(suggest)
+    remembers = Reader(cube)
+
+    def check(running: int, farthest: int) -> None:
+        found, anew = (reader.read(study._study, -1) for reader in (remembers, Reader(cube)))
+        for name in ("points", "farthest", "best", "values", "bad", "running"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(anew, name))
+        assert (found.running.sum(), found.farthest.max()) == (running, farthest)
+
+    check(0, 10_000)
+    number = study.ask().number
+    check(1, 10_000)
+    study.report(number, Result(epochs=2, metrics={"loss": 1.0}))
+    check(1, 20_000)
+    study.rule(number, "pause", "test")
+    check(0, 20_000)
+    study.rule(number, "promote", "test")
+    study.report(number, Result(epochs=3, metrics={"loss": 0.5}))
+    check(1, 30_000)
+    study.tell(number, TrialState.COMPLETE)
+    check(0, 30_000)
 
 
 LEARNERS = ["auto", "tpe", "gp", "cmaes", "nsga2", "bohb"]

@@ -9,6 +9,7 @@ import pytest
 from ray.tune.utils.object_cache import _ObjectCache
 
 from search.schedulers.tune import TuneScheduler
+from search.searcher import StudySearcher
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,11 @@ def test_a_free_gang_goes_when_the_sweep_may_have_no_more() -> None:
     spare = 0
     scheduler.choose_trial_to_run(wrapped)
     assert list(cache.flush_cached_objects()) == ["actor"]
+
+
+def test_a_sweep_that_is_extended_may_use_more_gangs() -> None:
+    driver: Any = SimpleNamespace(target=2)
+    searcher = StudySearcher(driver, order=lambda record: None, concurrency=4)  # type: ignore[arg-type,return-value]
+    assert searcher.spare() == 2  # no more than it has trials
+    driver.target = 10
+    assert searcher.spare() == 4

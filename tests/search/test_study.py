@@ -17,58 +17,9 @@ import optuna
 import pytest
 
 from search.config import SamplerConfig
-from search.journal import Journal
-from search.locks import FileLock
 from search.study import PhaseRecord, Result, Study, TrialRecord, TrialState
-
-METRIC = "eval/accuracy"
-ROOT = Path(__file__).parents[2]
-
-
-def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    params: dict[str, Any] = {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
-        "batch_size": trial.suggest_categorical("batch_size", [16, 32, 64]),
-        "unfreezing.schedule": trial.suggest_categorical("unfreezing.schedule", ["head", "top", "full"]),
-        "epochs": 2,  # fixed: no parameter of Optuna's
-    }
-    if params["unfreezing.schedule"] == "top":
-        params["unfreezing.depth"] = trial.suggest_int("unfreezing.depth", 1, 6)
-    return params
-
-
-def opened(path: Path, **changes: Any) -> Study:
-    settings: dict[str, Any] = {
-        "name": "sweep",
-        "suggest": suggest,
-        "metric": METRIC,
-        "goal": "maximize",
-        "sampler": SamplerConfig(type="tpe", startup_trials=5),
-        "seed": 7,
-    }
-    return Study.open(path, **(settings | changes))
-
-
-def quality(params: dict[str, Any], epochs: float) -> float:
-    return 1 - 0.2 * abs(math.log10(params["learning_rate"]) + 3.5) - 0.1 / epochs
-
-
-def result(epochs: float, value: float, **changes: Any) -> Result:
-    given: dict[str, Any] = {"checkpoint": f"checkpoints/{epochs}", "seconds": 10 * epochs}
-    return Result(epochs=epochs, metrics={METRIC: value}, **(given | changes))
-
-
-def go_on(study: Study, trials: int) -> None:
-    """A driver: takes up what is unfinished, then runs new trials one at a time up to `trials`."""
-    waiting = study.unfinished()
-    while waiting or len(study.trials()) < trials:
-        trial = waiting.pop(0) if waiting else study.ask()
-        for epochs in (0.5, 1.0, 1.5, 2.0):
-            if epochs > trial.epochs:
-                trial = study.report(trial.number, result(epochs, quality(dict(trial.params), epochs)))
-            if epochs == 1.0 and trial.number % 3 == 1:
-                break
-        study.tell(trial.number, TrialState.PRUNED if trial.number % 3 == 1 else TrialState.COMPLETE)
+from tests.search import ledgers
+from tests.search.ledgers import METRIC, ROOT, go_on, opened, result, storage, suggest
 
 
 @pytest.fixture
@@ -123,7 +74,7 @@ def test_seeds_differ_from_trial_to_trial_and_from_sweep_to_sweep(tmp_path: Path
 def test_optuna_keeps_quiet(path: Path) -> None:
     code = "import runpy, sys; from pathlib import Path; m = runpy.run_path(sys.argv[1]); "
     code += "m['go_on'](m['opened'](Path(sys.argv[2])), 12)"
-    command = [sys.executable, "-c", code, __file__, str(path)]
+    command = [sys.executable, "-c", code, ledgers.__file__, str(path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("", "")
 
@@ -142,7 +93,7 @@ def test_random_kills_change_nothing(path: Path, uninterrupted: list[TrialRecord
     kills = 0
     for _ in range(4):
         environment = {**os.environ, "PYTHONHASHSEED": str(rng.randrange(1000)), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", code, __file__, str(path)]
+        command = [sys.executable, "-c", code, ledgers.__file__, str(path)]
         driver = subprocess.Popen(command, env=environment)
         begun = path.stat().st_size if path.exists() else 0
         while driver.poll() is None and not (path.exists() and path.stat().st_size > begun):
@@ -167,11 +118,6 @@ def test_reporting_the_same_epochs_again_replaces(path: Path) -> None:
     study.tell(0, TrialState.PRUNED)
     frozen = optuna.load_study(study_name=None, storage=storage(path)).trials[0]
     assert frozen.intermediate_values == {2_500: 0.1, 5_000: 0.7}
-
-
-def storage(path: Path) -> optuna.storages.JournalStorage:
-    """As optuna-dashboard opens it."""
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
 def test_it_is_a_plain_optuna_study(path: Path) -> None:
@@ -293,41 +239,6 @@ def test_an_ask_that_fails_leaves_nothing_behind(path: Path) -> None:
     assert study.ask().number == 0
 
 
-def test_a_torn_line_is_cut_off(path: Path) -> None:
-    study = opened(path)
-    study.ask()
-    whole = study.trials()
-    with path.open("ab") as file:
-        file.write(b'{"op_code": 7, "trial_id": 0, "st')
-    assert Study.read(path).trials() == whole
-    again = opened(path)
-    assert again.trials() == whole
-    again.report(0, result(1.0, 0.5))
-    assert Study.read(path).trial(0).epochs == 1.0
-    assert study.trial(0).epochs == 1.0, "a reader that was open all the while goes on as well"
-
-
-def test_a_line_that_is_no_json_is_named(path: Path) -> None:
-    opened(path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b"\x00\x00\n", *lines[1:]]))
-    with pytest.raises(ValueError, match=r"study\.journal: line 2 is not readable"):
-        Study.read(path)
-
-
-def test_a_drawing_that_was_torn_never_was(path: Path) -> None:
-    study = opened(path)
-    study.ask()
-    drawn = path.read_bytes()
-    second = study.ask()
-    lines = path.read_bytes()[len(drawn) :].splitlines(keepends=True)
-    assert len(lines) == 1  # a trial is one entry
-    path.write_bytes(drawn + lines[0][: len(lines[0]) // 2])
-    again = opened(path)
-    assert [t.number for t in again.unfinished()] == [0]
-    assert again.ask() == second
-
-
 def test_two_drivers_share_one_ledger(path: Path) -> None:
     one, other = opened(path), opened(path)
     numbers = [study.ask().number for study in (one, other, one, other)]
@@ -367,68 +278,6 @@ def test_a_trial_asked_for_by_hand_comes_next_and_changes_no_other_number(path: 
     trial = study.ask()
     assert trial.number == 1
     assert (trial.params["learning_rate"], trial.params["batch_size"]) == (1e-3, 16)
-
-
-def test_a_dead_holder_loses_the_lock_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    code = "import os, sys; from pathlib import Path; from search.locks import FileLock; "
-    code += "FileLock(Path(sys.argv[1])).acquire(); os._exit(1)"
-    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)
-    assert path.is_symlink()
-    begun = time.monotonic()
-    lock = FileLock(path)
-    lock.acquire()
-    assert time.monotonic() - begun < 1
-    lock.release()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_living_holder_keeps_the_lock(tmp_path: Path) -> None:
-    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
-    first.acquire()
-    taken = threading.Event()
-
-    def wait() -> None:
-        second.acquire()
-        taken.set()
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    assert not taken.wait(0.2)
-    first.release()
-    assert taken.wait(2)
-    waiter.join()
-
-
-def test_a_foreign_lock_without_change_is_broken_after_the_grace_period(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    path.symlink_to("elsewhere/1 1 abc")
-    begun = time.monotonic()
-    FileLock(path, grace_period_s=0.3).acquire()
-    assert 0.25 < time.monotonic() - begun < 2
-
-
-def test_a_transaction_is_one_write(path: Path) -> None:
-    path.parent.mkdir()
-    path.touch()
-    journal, reader = Journal(path), Journal(path)
-    with journal.transaction():
-        journal.append_logs([{"op_code": 0}])
-        journal.append_logs([{"op_code": 1}])
-        assert list(journal.read_logs(0)) == [{"op_code": 0}, {"op_code": 1}]
-        assert list(journal.read_logs(1)) == [{"op_code": 1}]
-        assert list(reader.read_logs(0)) == []
-    assert list(reader.read_logs(1)) == [{"op_code": 1}]
-
-    def interrupted() -> None:
-        with journal.transaction():
-            journal.append_logs([{"op_code": 2}])
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    journal.append_logs([{"op_code": 3}])
-    assert list(reader.read_logs(2)) == list(journal.read_logs(2)) == [{"op_code": 3}]
 
 
 @pytest.mark.parametrize(

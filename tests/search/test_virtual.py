@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from search import virtual
-from search.config import MetricConfig, SamplerConfig, SchedulerConfig
-from search.driver import Driver
 from search.records import TrialRecord, TrialState
-from search.schedulers import make_scheduler
-from search.study import Study
-from search.trackers.base import NoTracker
 from search.virtual import Rows, Table, normalised_regret
-from training.config import TrainingConfig
+from tests.search import killable
 
 CURVES = sorted((Path(__file__).parents[1] / "curves").glob("*.npz"))
 
@@ -63,56 +57,26 @@ class Killed(Exception):
     pass
 
 
-def sweep(path: Path, table: Table, mode: str, kill_after: int | None = None) -> list[TrialRecord]:
-    """A sweep of twelve trials on one worker, taken up again each time that it is killed."""
-    left = [kill_after] if kill_after is not None else []
+def sweep(directory: Path, *, cut_after: int | None = None) -> list[TrialRecord]:
+    """A sweep of twelve trials on one worker, taken up again after so many evaluations."""
+    left = math.inf if cut_after is None else cut_after
 
-    def killer() -> Callable[[int, Any], None]:
-        count = 0
-
-        def on_evaluation(number: int, evaluation: Any) -> None:
-            nonlocal count
-            count += 1
-            if left and count > left[0]:
-                left.pop()
-                raise Killed
-
-        return on_evaluation
+    def on_evaluation() -> None:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise Killed
 
     while True:
-        study = Study.open(
-            path / "study.journal",
-            name="s",
-            suggest=table.suggest,
-            metric=table.metric,
-            goal=table.goal,
-            sampler=SamplerConfig(type="tpe", startup_trials=4),
-            seed=3,
-        )
-        driver = Driver(
-            study=study,
-            scheduler=make_scheduler(
-                SchedulerConfig(type="asha", mode=mode),  # type: ignore[arg-type]
-                MetricConfig(name=table.metric, goal=table.goal),
-                TrainingConfig(epochs=table.epochs, evaluations_per_epoch=1),
-            ),
-            tracker=NoTracker(),
-            trials=12,
-            keep=3,
-            directory=path,
-            sweep_id="s",
-            describe=lambda record: {},
-        )
-        try:
-            virtual.run(driver, table, workers=1, on_evaluation=killer())
-            return study.trials()
-        except Killed:
-            continue
+        with suppress(Killed):
+            return killable.sweep(
+                directory, "stop", seed=3, trials=12, curves=CURVES[0], on_evaluation=on_evaluation
+            )
 
 
-@pytest.mark.parametrize("kill_after", [0, 1, 30, 60])
-def test_a_sweep_that_was_cut_off_ends_the_same(tmp_path: Path, table: Table, kill_after: int) -> None:
-    whole = sweep(tmp_path / "a", table, "stop")
+@pytest.mark.parametrize("cut_after", [0, 1, 30, 60])
+def test_a_sweep_that_was_cut_off_ends_the_same(tmp_path: Path, table: Table, cut_after: int) -> None:
+    whole = sweep(tmp_path / "a")
     assert [t.number for t in whole] == list(range(12))
     assert any(t.state is TrialState.COMPLETE and t.epochs == table.epochs for t in whole)
-    assert sweep(tmp_path / "b", table, "stop", kill_after) == whole
+    assert sweep(tmp_path / "b", cut_after=cut_after) == whole

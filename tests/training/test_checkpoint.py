@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.conftest import MakeTrial, assert_same
+from tests.training.conftest import Crew, MakeTrial, assert_same
 from training import checkpoint
 from training.checkpoint import (
     CheckpointError,
@@ -26,7 +28,9 @@ from training.checkpoint import (
     read_manifest,
 )
 from training.config import EarlyStoppingConfig, ZeroConfig
+from training.manifest import digest
 from training.optim import Slots
+from training.team import Team
 
 WEIGHTS = "weights-00000-of-00001.safetensors"
 SLOTS = "slots-00000-of-00001.safetensors"
@@ -196,16 +200,17 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("name", [WEIGHTS, SLOTS, "manifest.json"])
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, lambda file: file.write_bytes(b"")])
-@pytest.mark.filterwarnings("ignore:no usable checkpoint")
 def test_damage_is_seen_and_the_one_before_is_used(name: str, damage: object, tmp_path: Path) -> None:
     write(tmp_path, 3)
     path = write(tmp_path, 6)
     damage(path / name)  # type: ignore[operator]
-    found = newest(tmp_path, MINE)
+    with pytest.warns(UserWarning, match=r"passed over, so the trial goes on from step-00000003: .*00006"):
+        found = newest(tmp_path, MINE)
     assert found is not None
     assert found.state.step == 3
     shutil.rmtree(path_of(tmp_path, 3))
-    assert newest(tmp_path, MINE) is None
+    with pytest.warns(UserWarning, match="no usable checkpoint, so the trial starts anew"):
+        assert newest(tmp_path, MINE) is None
     if name != SLOTS:
         with pytest.raises(DamagedCheckpoint, match=r"step-00000006.*(cut short|cannot be read|altered)"):
             load_weights(path, "m")
@@ -251,6 +256,45 @@ def test_a_foreign_one_is_refused(part: str, tmp_path: Path) -> None:
     if part == "model":
         with pytest.raises(CheckpointError, match="made from other pretrained weights than those at hand"):
             load_weights(path, "other")
+
+
+def test_before_a_foreign_one_may_be_one_of_ours(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    path = write(tmp_path, 6)
+    other = asdict(replace(MINE, settings="other"))
+    said = {**json.loads((path / "manifest.json").read_text()), "identity": other}
+    (path / "manifest.json").write_text(json.dumps({**said, "sha256": digest(said)}))
+    with pytest.warns(UserWarning, match="goes on from step-00000003: .*06: made with other settings"):
+        found = newest(tmp_path, MINE)
+    assert found is not None
+    assert found.state.step == 3
+
+
+def newest_there(team: Team, directory: Path) -> Any:
+    """What a rank goes on from that has a directory of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = newest(directory / str(team.rank), MINE, team=team)
+        except CheckpointError as error:
+            return str(error)
+    return found and found.state.step
+
+
+def test_all_ranks_go_on_from_the_same_one(tmp_path: Path, pair: Crew) -> None:
+    """One may not see yet what another has written: they would take different steps then."""
+    for rank, steps in ((0, (3, 6, 9)), (1, (3, 6))):
+        for step in steps:
+            write(tmp_path / str(rank), step)
+    assert pair.run(newest_there, tmp_path) == [6, 6]
+    truncate(path_of(tmp_path / "0", 6) / SLOTS)
+    assert pair.run(newest_there, tmp_path) == [3, 3]
+    shutil.rmtree(tmp_path / "0")
+    assert pair.run(newest_there, tmp_path) == [None, None]
+    manifest = path_of(tmp_path / "1", 6) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 99'))
+    write(tmp_path / "0", 6)
+    assert len({str(said) for said in pair.run(newest_there, tmp_path)}) == 1
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -294,6 +294,27 @@ def test_two_workers_train_as_one_does(
         assert silence == [[], []]
 
 
+def refused_there(team: Team, config: TrialConfig, directory: Path, train_file: str) -> str:
+    """What each of the ranks says of a trial of which worker 1 finds other data."""
+    if team.rank == 1:
+        config = replace(config, data=replace(config.data, train=train_file))
+    with pytest.raises(ValueError, match=r"^data") as error:
+        train(config, workspace=Workspace(team), reporter=Recorder(), directory=directory)
+    return str(error.value)
+
+
+def test_a_worker_that_has_other_data_ends_the_trial_for_all(
+    make_trial: MakeTrial, tmp_path: Path, pair: Crew
+) -> None:
+    """Each reads them on its own machine; nobody waits in a collective for one that has left."""
+    config = make_trial()
+    first, second = pair.run(refused_there, config, tmp_path, str(tmp_path / "absent.jsonl"), timeout_s=60)
+    assert first == f"{second} (on worker 1 of 2)"
+    assert "absent.jsonl" in first
+    other = pair.run(refused_there, config, tmp_path, config.data.validation, timeout_s=60)
+    assert set(other) == {"data: worker 1 has read another data than worker 0; give what all nodes see alike"}
+
+
 def stop_there(team: Team, config: TrialConfig, directory: Path) -> Verdict:
     return train(config, workspace=Workspace(team), reporter=Recorder(stop_at=1), directory=directory)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -268,6 +269,20 @@ def test_frozen_below_costs_no_activations(shape: ModelShape) -> None:
     after = of(HEAD, earlier=(FULL,))
     assert after.weights == of(FULL).weights > of(HEAD).weights
     assert after.state == of(FULL).state > of(HEAD).state
+
+
+def test_on_a_gpu_the_frozen_blocks_leave_with_the_store(shape: ModelShape) -> None:
+    def of(phase: Phase, **others: Any) -> memory.MemoryEstimate:
+        return estimate(shape, settings(2, "bf16"), phase, tokens=TOKENS, device="cuda", **others)
+
+    frozen = sum(math.prod(tensor) for tensor in (*shape.embeddings, *sum(shape.blocks[:4], ())))
+    assert of(TOP_2).prefix == 2 * frozen
+    assert of(TOP_2, stored=True).prefix == 0
+    assert of(HEAD, stored=True).device < of(HEAD).device - 2 * frozen
+    # They run no more; what has thawed once is in the engine, and does.
+    assert of(HEAD, stored=True, micro_batch=64).moment != of(HEAD, micro_batch=64).moment == "forward"
+    assert of(HEAD, stored=True, micro_batch=64, earlier=(TOP_2,)).moment == "forward"
+    assert of(FULL, stored=True) == of(FULL)
 
 
 def test_what_is_needed_is_that_of_one_example(shape: ModelShape) -> None:

@@ -20,6 +20,8 @@ from training import sizes
 from training.config import TrialConfig, ZeroConfig
 from training.engine import Engine
 from training.loop import train
+from training.prefix import clear
+from training.prefix.compute import Recipe
 from training.probe import largest
 from training.sizes import Sizes, smaller, tighter
 from training.team import Team
@@ -119,6 +121,44 @@ def test_while_an_engine_is_made_on_two_workers(make_trial: MakeTrial, tmp_path:
     assert fewer is None
     assert "a worker needs about" in message
     assert other == (message, fewer)
+
+
+def test_while_the_store_is_filled(
+    make_trial: MakeTrial, workspace: Workspace, team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No smaller micro-batch would help: it is tried again where what was only held is given back."""
+    config = make_trial(**SETTINGS)
+    expected, told = run(config, workspace, tmp_path / "enough")
+    compute, calls = Recipe.run, itertools.count(1)
+    init, close = Engine.__init__, Engine.close
+    live: list[Engine] = []
+
+    def computed(self: Recipe, batch: Any) -> Any:
+        assert not live  # it has the device to itself
+        if next(calls) == 3:
+            raise ON_GPU
+        return compute(self, batch)
+
+    def fresh(self: Engine, *args: Any, **settings: Any) -> None:
+        live.append(self)
+        init(self, *args, **settings)
+
+    def closed(self: Engine) -> None:
+        live.remove(self)
+        close(self)
+
+    monkeypatch.setattr(Recipe, "run", computed)
+    monkeypatch.setattr(Engine, "__init__", fresh)
+    monkeypatch.setattr(Engine, "close", closed)
+    mine = Workspace(team, tmp_path / "cache")
+    try:
+        state, told_here = run(config, mine, tmp_path / "short")
+    finally:
+        clear(tmp_path / "cache")
+    assert mine.open(config).limits == {}
+    assert told_here.losses == told.losses
+    assert_same(state.weights, expected.weights)
+    assert next(calls) > 10
 
 
 @pytest.mark.parametrize("log_every", [1, 10])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,18 @@ def test_a_setting_is_loaded_once(make_trial: MakeTrial, team: Team) -> None:
     assert len(workspace.open(other).data.train) == 20
     # Memory for one is enough.
     assert workspace.open(make_trial()) is not first
+
+
+def test_collections_pass_over_what_stays(make_trial: MakeTrial, team: Team) -> None:
+    gc.unfreeze()
+    workspace = Workspace(team)
+    model = weakref.ref(workspace.open(make_trial()).blocks.model)
+    workspace.open(make_trial())
+    assert len(gc.get_objects()) < 0.1 * gc.get_freeze_count()
+    other = make_trial()
+    workspace.open(replace(other, data=replace(other.data, limit=LimitConfig(train=20))))
+    gc.collect()
+    assert model() is None, "what is let go of is freed"
 
 
 def test_what_a_setting_holds(make_trial: MakeTrial, workspace: Workspace, team: Team) -> None:

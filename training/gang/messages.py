@@ -27,6 +27,8 @@ class GangConfig:
     """Directory for Ray Train's own files, seen by all nodes."""
     prefix_store: PrefixStoreConfig = field(default_factory=PrefixStoreConfig)
     """Where the output of frozen blocks is kept on its nodes."""
+    boundaries: tuple[int, ...] = ()
+    """How many leading blocks its trials may freeze, ascending."""
     feed: ActorHandle | None = None
     """Actor whose `push(trial, news)` is told courses and progress, without waiting."""
 

@@ -58,7 +58,7 @@ def _ready(config: GangConfig) -> tuple[Team, Workspace]:
     if 0 < config.gpus_per_worker < 1:  # what is left of the card is another gang's
         torch.cuda.set_per_process_memory_fraction(config.gpus_per_worker)
     team = Team()
-    return team, Workspace(team, prefix_store=config.prefix_store)
+    return team, Workspace(team, prefix_store=config.prefix_store, boundaries=config.boundaries)
 
 
 def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) -> None:

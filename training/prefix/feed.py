@@ -39,6 +39,8 @@ class Frozen:
     cap: int
     """Columns of a batch at the most."""
     shelves: Shelves
+    foreseen: tuple[int, ...] = ()
+    """Boundaries that trials may ask for, ascending: each is made on the way to those above it."""
     segments: dict[tuple[int | None, int, torch.dtype], nn.Module] = field(default_factory=dict)
     """On the CPU, by boundaries and precision."""
     probes: dict[tuple[int, str, torch.dtype, str], Probe] = field(default_factory=dict)
@@ -65,8 +67,10 @@ class Frozen:
         shape = self._shape(split, dtype)
         described = self._described(name, boundary, dtype, device)
         key = key_of(described)
-        if key in self.refused:
-            return self.shelves.find(key, shape)
+        present = self.shelves.find(key, shape)
+        if present is not None or key in self.refused:
+            return present
+        self._pave(name, boundary, dtype, device)
         lower: Entry | None = None
 
         def probed() -> Probe:
@@ -95,10 +99,14 @@ class Frozen:
         *,
         low: int | None = None,
         below: States = (),
+        module: nn.Module | None = None,
     ) -> Recipe:
-        """How the states at a boundary are computed, from tokens or from those of a lower boundary."""
+        """How the states at a boundary are computed, from tokens or from those of a lower boundary.
+
+        `module`: the segment, where it is on the device already.
+        """
         made = Recipe(
-            module=on_device(self.segment(low, boundary, dtype), device),
+            module=on_device(self.segment(low, boundary, dtype), device) if module is None else module,
             split=self.split(name),
             pad_id=self.data.pad_id,
             device=device,
@@ -119,6 +127,18 @@ class Frozen:
         if key not in self.probes:
             self.probes[key] = probe(recipe)
         return self.probes[key]
+
+    def _pave(self, name: str, boundary: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make the highest foreseen boundary below a missing one, as long as there is room to spare.
+
+        What lies on the way is computed anyhow, and whoever asks for it later has it for nothing.
+        """
+        size = self._shape(self.split(name), dtype).size
+        below = [low for low in self.foreseen if 0 < low < boundary]
+        if below and self.shelves.spare((len(below) + 1) * size):
+            entry = self.entry(name, below[-1], dtype, device)
+            if entry is not None:
+                entry.close()
 
     def _below(
         self, name: str, boundary: int, dtype: torch.dtype, device: torch.device
@@ -196,6 +216,12 @@ class Feed:
             inputs["states"] = self._states(name, indices, lengths, columns)
         return inputs, labels
 
+    def open(self, *names: str) -> None:
+        """Find what the store has of some splits, or make it: before an engine takes the device's memory."""
+        if self.boundary >= 0:
+            for name in names:
+                self._source(name)
+
     def stored(self, name: str) -> bool:
         """Whether the states of a split come from the store."""
         return isinstance(self._source(name), Entry)
@@ -219,9 +245,10 @@ class Feed:
     def _source(self, name: str) -> Entry | Recipe:
         if name not in self._open:
             frozen = self.frozen
-            self._open[name] = frozen.entry(name, self.boundary, self.dtype, self.device) or frozen.recipe(
-                name, self.boundary, self.dtype, self.device
-            )
+            place = (name, self.boundary, self.dtype, self.device)
+            # The frozen blocks are on the device once for all splits.
+            there = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
+            self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=there)
         return self._open[name]
 
     def _there(self, tensor: Tensor) -> Tensor:

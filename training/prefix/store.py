@@ -89,6 +89,13 @@ class Shelves:
                 raise
             return entries.open_entry(final.parent, key, shape)
 
+    def spare(self, size: int) -> bool:
+        """Whether the first shelf takes `size` bytes more without giving up anything."""
+        for shelf, root in self.roots.items():
+            used = entries.size_of(root)
+            return used + size <= budget(self.config, shelf, root, used)
+        return False
+
     def _reserve(self, key: str, shape: Shape, seconds: float) -> Draft | None:
         """Space for a new entry, which is its own from now on; what is evicted for it is gone."""
         with entries.locked(self.home, ""):

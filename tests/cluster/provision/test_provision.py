@@ -88,6 +88,18 @@ def test_the_file_is_the_golden_one(provider: str) -> None:
     assert len(comments) > 12  # a file that explains itself
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_no_key_is_rendered(provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = "planted-" + "key-0123456789"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, planted)
+    file = tmp_path / "thaw.env"
+    file.write_text(f"WANDB_API_KEY={planted}\n")
+    text = rendered(provider, secrets_file=str(file))
+    assert planted not in text
+    assert (str(file) in text) == (provider != "kuberay")  # a reference, which Kubernetes has of its own
+
+
 @pytest.mark.parametrize("provider", LAUNCHERS)
 def test_ray_takes_the_launchers_file(provider: str) -> None:
     config = yaml.safe_load(rendered(provider))

@@ -46,11 +46,12 @@ def test_frozen_blocks_leave_the_device(make_trial: MakeTrial, tmp_path: Path) -
         frozen.feed(3, torch.float32, device).batch("train", rows)  # cuBLAS's workspaces stay
         before = torch.cuda.memory_allocated()
         feed = frozen.feed(2, torch.float32, device)
-        inputs, _ = feed.batch("train", rows)
-        del inputs
+        for name in ("train", "validation"):
+            feed.batch(name, rows)
         held = torch.cuda.memory_allocated() - before
         weights = sum(p.nbytes for p in frozen.segment(None, 2, torch.float32).parameters())
-        assert held < 4096 if mode == "store" else held >= weights
+        # For both splits once.
+        assert held < 4096 if mode == "store" else weights <= held < 1.5 * weights
         feed.close()
         assert torch.cuda.memory_allocated() - before < 4096
         assert {p.device.type for p in frozen.blocks.model.parameters()} == {"cpu"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import gc
 import json
 import multiprocessing
 import os
@@ -10,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +94,33 @@ def test_a_boundary_builds_on_the_one_below(
     assert built == [(None, 3), (1, 3)]  # the first for the probe
     assert torch.equal(high.states[0], expected)
     high.close()
+
+
+def test_what_is_foreseen_is_made_on_the_way(make_trial: MakeTrial, cache: Path) -> None:
+    foreseeing = load(make_trial(), cache, PrefixStoreConfig(), (1, 2, 3)).frozen
+    expected = {boundary: computed(foreseeing, boundary) for boundary in (1, 2, 3)}
+    foreseeing.segments.clear()
+    foreseeing.probes.clear()
+    top = foreseeing.entry("train", 3, FP32, CPU)
+    assert top is not None
+    top.close()
+    assert len(shelved(cache)) == 3
+    alone = frozen_of(make_trial(), cache)
+    for boundary, states in expected.items():
+        found = alone.entry("train", boundary, FP32, CPU)
+        assert found is not None
+        assert torch.equal(found.states[0], states)
+        found.close()
+    assert not alone.segments  # nothing was computed
+
+
+def test_what_is_foreseen_takes_nobodys_place(make_trial: MakeTrial, cache: Path) -> None:
+    size = 2.5 * computed(frozen_of(make_trial(), cache), 2).nbytes / 1e9
+    store = PrefixStoreConfig(memory=size, disk=size)
+    top = load(make_trial(), cache, store, (1, 2, 3)).frozen.entry("train", 3, FP32, CPU)
+    if top is not None:
+        top.close()
+    assert len(shelved(cache)) == (top is not None)
 
 
 def test_what_an_entry_depends_on(make_trial: MakeTrial, cache: Path) -> None:
@@ -377,6 +407,28 @@ def test_a_feed_gives_the_same_stored_or_recomputed(make_trial: MakeTrial, cache
             assert torch.equal(stored["input_ids"], again["input_ids"])
             assert not stored["states"][0][stored["attention_mask"] == 0].any()
     kept.close()
+
+
+def test_what_computes_is_there_once_for_all_splits(
+    make_trial: MakeTrial, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it is a copy, in the memory that the engine needs."""
+    frozen = frozen_of(make_trial(), cache, mode="recompute")
+    there: list[weakref.ref[torch.nn.Module]] = []
+
+    def copied(module: torch.nn.Module, _: torch.device) -> torch.nn.Module:
+        made = copy.deepcopy(module)
+        there.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(feed, "on_device", copied)
+    opened = frozen.feed(2, FP32, CPU)
+    opened.open("train", "validation")
+    gc.collect()
+    assert len([module for module in there if module() is not None]) == 1
+    opened.close()
+    gc.collect()
+    assert not [module for module in there if module() is not None]
 
 
 def test_the_memory_of_a_phase_is_given_back(make_trial: MakeTrial, cache: Path, team: Team) -> None:
