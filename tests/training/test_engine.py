@@ -495,4 +495,22 @@ def test_alone_no_gradient_is_copied_to_be_averaged(team: Team, monkeypatch: pyt
     with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
         inputs, labels = batch_of(0)
         live.backward(cross_entropy(live(**inputs), labels), last=True)
+        live.step(1.0)
     assert reduced == []
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_evaluation_keeps_nothing_for_autograd(stage: int, team: Team) -> None:
+    """At stage 3 in the weaker way: what is gathered there stays, and trains."""
+    training, phase, blocks = settings(stage), GROWING[2], Blocks(tiny_model())
+    module = suffix.build(phase, blocks, {}, dropout=0.0)
+    named = dict(module.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in named.items()}
+    groups = optim.groups(named, blocks=blocks, shapes=shapes, ages={}, training=training)
+    with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
+        inputs, labels = batch_of(0)
+        found = live.evaluated(**inputs)
+        assert found.is_inference() == (stage < 3)
+        assert not found.requires_grad
+        live.backward(cross_entropy(live(**inputs), labels), last=True)
+        live.step(1.0)

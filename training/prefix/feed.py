@@ -247,8 +247,8 @@ class Feed:
             frozen = self.frozen
             place = (name, self.boundary, self.dtype, self.device)
             # The frozen blocks are on the device once for all splits.
-            there = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
-            self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=there)
+            held = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
+            self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=held)
         return self._open[name]
 
     def _there(self, tensor: Tensor) -> Tensor:
