@@ -55,7 +55,6 @@ DATA = Path(__file__).resolve().parents[2] / "search" / "sweeps" / "movie-review
 TARGETS = {0: 40.0, 1: 2.4, 2: 1.5, 6: 1.0}
 """Trainer's seconds over those with the store, by thawed blocks."""
 BLOCKS = 6
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 def trial(examples: int, batch_size: int, precision: str, thawed: int) -> TrialConfig:
@@ -225,8 +224,7 @@ def measure(
     """All figures."""
     torch.set_num_threads(1)
     team = Team()
-    context = multiprocessing.get_context("spawn")
-    spawned = ProcessPoolExecutor(1, mp_context=context, initializer=_without_huge_pages)
+    spawned = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     with scratch() as cache, spawned as rival:
         stored = Workspace(team, cache)
         recomputed = Workspace(team, cache, PrefixStoreConfig(mode="recompute"))
@@ -290,11 +288,6 @@ def table(found: dict[str, Any]) -> str:
             f"{row['trainer_over_recomputed']:>9.2f} {once:>16}"
         )
     return "\n".join(lines)
-
-
-def _without_huge_pages() -> None:
-    """torch as it comes; this process was told to use them, as are all that have Thaw."""
-    os.environ.pop(HUGE_PAGES, None)
 
 
 def _device(team: Team) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,19 +103,3 @@ def test_the_layers_of_a_model_multiply_by_it(make_trial: MakeTrial, workspace: 
             part(**batch)
         assert calls.names.count("_linear_pointwise") >= 12
         assert "addmm" not in calls.names
-
-
-@pytest.mark.skipif(
-    "madvise" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
-    else True,
-    reason="this system has no huge pages",
-)
-def test_large_tensors_take_huge_pages() -> None:
-    script = (
-        "import training, torch; kept = torch.ones(2**24); "
-        "print(sum(int(l.split()[1]) for l in open('/proc/self/smaps_rollup') if 'AnonHuge' in l))"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert int(done.stdout) >= 2**14, done.stderr  # kB, of 2**16

@@ -262,13 +262,13 @@ def test_every_micro_batch_has_its_own_dropout(
     make_trial: MakeTrial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    manual_seed = torch.manual_seed
+    set_seed = Team.seed
 
-    def noted(seed: int) -> torch.Generator:
+    def noted(team: Team, seed: int) -> None:
         seeds.append(seed)
-        return manual_seed(seed)
+        set_seed(team, seed)
 
-    monkeypatch.setattr(torch, "manual_seed", noted)
+    monkeypatch.setattr(Team, "seed", noted)
     run(plain(make_trial(micro_batch_size=3)), workspace, tmp_path)
     # Five batches of 8 and one of 4, in parts of at most 3; rank 0 of 1.
     micros = [(step, index) for step in range(6) for index in range(3 if step < 5 else 2)]
