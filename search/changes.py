@@ -5,8 +5,15 @@ from __future__ import annotations
 from search.loading import differences
 from search.spec import SweepSpec
 
-ALLOWED = "more trials (search.trials), search.budget, resources.max_concurrent and resources.prefix_store"
-_FREE = ("search.budget", "resources.max_concurrent", "resources.prefix_store")
+_FREE = (
+    "search.budget",
+    "resources.max_concurrent",
+    "resources.max_gangs",
+    "resources.priority",
+    "resources.prices",
+    "resources.prefix_store",
+)
+ALLOWED = f"more trials (search.trials), {', '.join(_FREE[:-1])} and {_FREE[-1]}"
 
 
 def sorted_out(old: SweepSpec, new: SweepSpec) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ enforced where the sweep file is read (`search/spec.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
@@ -103,7 +103,7 @@ class SearchConfig:
     objectives: list[MetricConfig] = field(default_factory=list)
     """What trials are compared by besides: metrics of the task, `cost/latency` (milliseconds an example),
     `cost/parameters` (that it thaws) or `cost/seconds`. Trials on the Pareto front are equals; schedulers and
-    the leaderboard go by `metric`."""
+    the leaderboard go by `metric`, so `scheduler: auto` lets all trials run to their end."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Who chooses the next trial's parameters; the name alone is short for `{type: NAME}`."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -131,6 +131,20 @@ class SearchConfig:
     `postgresql://me:${PASSWORD}@host/db`; `${NAME}` is read from the environment); a journal file in the
     sweep's directory where unset."""
 
+    def resolved(self) -> SearchConfig:
+        """With what `auto` stands for beside several objectives: what is best for one metric knows no other.
+
+        A scheduler that goes by the metric ends what is cheap, and leaves one end of the front.
+        """
+        if not self.objectives:
+            return self
+        sampler, scheduler = self.sampler, self.scheduler
+        return replace(
+            self,
+            sampler=replace(sampler, type="nsga2") if sampler.type == "auto" else sampler,
+            scheduler=replace(scheduler, type="none") if scheduler.type == "auto" else scheduler,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
@@ -141,10 +155,11 @@ class ResourcesConfig:
     workers: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(1)]], MinLen(2), MaxLen(2)] = 1
     """Worker processes of one trial. `[LEAST, MOST]`: a trial that has lost some goes on with the rest, with
     the same global batch, and grows again where there is room."""
-    cpus_per_worker: Annotated[int, Ge(1)] = 1
-    """CPU cores of each."""
-    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
-    """GPUs of each; a fraction shares one."""
+    cpus_per_worker: Annotated[float, Gt(0)] = 1
+    """CPU cores of each; a fraction shares one with other trials."""
+    gpus_per_worker: Annotated[float, Ge(0)] | Literal["auto"] = 0.0
+    """GPUs of each; a fraction shares one with other trials; `auto`: the fraction that the sweep's largest
+    phase needs of the cluster's smallest GPU."""
     max_concurrent: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """How many trials run at once; `auto`: as many as fit."""
     priority: Annotated[int, Ge(-100), Le(100)] = 0
@@ -156,6 +171,11 @@ class ResourcesConfig:
     prices: dict[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
     """Price of an hour of each node type (Ray's node group, as in the cluster's file); `default` is that of
     all others, such as this machine."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether workers compute on GPUs."""
+        return self.gpus_per_worker == "auto" or self.gpus_per_worker > 0
 
     @property
     def most_workers(self) -> int:

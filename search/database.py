@@ -13,20 +13,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = ("password", "passwd", "secret", "token")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
+
+
+def _filled(text: str, *, quoted: bool = False) -> str:
+    """`text` with what its references stand for."""
+
+    def value(found: re.Match[str]) -> str:
+        return quote(os.environ[found[1]], safe="") if quoted else os.environ[found[1]]
+
+    return _REFERENCE.sub(value, text)
 
 
 def complaint(url: str) -> str | None:
     """What is wrong with a URL as a sweep file gives it, without a word of what it says; None for nothing."""
     try:
         parts = urlsplit(url)
-        secrets = [parts.password, *parse_qs(parts.query).get("password", [])]
+        secrets = [parts.password]
+        for name, values in parse_qs(parts.query).items():
+            secrets += values if any(word in name.lower() for word in _SECRET) else []
     except ValueError:
         return "must be a URL, such as sqlite:////data/study.db"
     if not parts.scheme or "://" not in url:
@@ -90,7 +102,11 @@ class Database:
         missing = [name for name in _REFERENCE.findall(self.url) if name not in os.environ]
         if missing:
             raise ValueError(f"search.storage: {', '.join(missing)} is not set in the environment")
-        return _REFERENCE.sub(lambda found: os.environ[found[1]], self.url)
+        url, query, options = self.url.partition("?")
+        user, at, _ = urlsplit(url).netloc.rpartition("@")
+        if at:  # what it stands for may have characters that mean something in a URL
+            url = url.replace(f"{user}@", f"{_filled(user, quoted=True)}@", 1)
+        return f"{_filled(url)}{query}{_filled(options, quoted=True)}"
 
     def _patient(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         def tried(*args: Any, **kwargs: Any) -> Any:

@@ -249,9 +249,8 @@ class Ledger:
         with self._lock:
             frozen = self._frozen()
             if not 0 <= number < len(frozen) or frozen[number].state == OptunaState.WAITING:
-                raise ValueError(
-                    f"there is no trial {number} in sweep {self.name}; it has {len(frozen)} trials"
-                )
+                begun = sum(trial.state != OptunaState.WAITING for trial in frozen)
+                raise ValueError(f"there is no trial {number} in sweep {self.name}; it has {begun} trials")
             return self._record(frozen[number])
 
     def unfinished(self) -> list[TrialRecord]:

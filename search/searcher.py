@@ -29,19 +29,22 @@ class StudySearcher(Searcher):
         order: Callable[[TrialRecord], Order],
         concurrency: int,
         allowed: Allowed | None = None,
+        listen: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()  # no metric: values go to the ledger, not through Tune
         self._driver = driver
         self._order = order
         self._concurrency = concurrency
+        self._most = min(concurrency, driver.target)
         self._allowed = allowed
+        self._listen = listen
         self._running: dict[str, int] = {}
         self._wants_more = True
 
     def spare(self) -> int:
         """How many more trials may run now; below zero where more run than may."""
         running = len(self._running)
-        limit = min(self._concurrency, self._driver.target)
+        limit = self._most
         if self._allowed is not None:
             # One more than run, where none is at hand: a warm gang for the next that comes up.
             wants = limit if self._wants_more else min(limit, running + 1)
@@ -50,6 +53,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial as an order for a gang; None while enough are running, or one may yet come up."""
+        self._most = min(self._concurrency, self._driver.target)  # a sweep may be extended
         if self.spare() <= 0:
             return None
         record = self._driver.next_trial()
@@ -65,6 +69,7 @@ class StudySearcher(Searcher):
         """End the trial's sitting."""
         number = self._running.pop(trial_id)
         self._wants_more = True
+        self._listen()
         # Tune keeps the result of a trial that is done from its scheduler.
         if result is not None and result.get("last_evaluation") is not None:
             self._driver.evaluated(number, result["last_evaluation"])

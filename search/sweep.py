@@ -93,16 +93,14 @@ class Sweep:
             patience_s: how long it goes on in memory while the directory is out of reach.
         """
         mirror.claim(self.directory)
-        search, space = self.spec.search, self.spec.space
-        several, automatic = bool(search.objectives), search.sampler.type == "auto"
+        search, space = self.spec.search.resolved(), self.spec.space
         return Study.open(
             self.place(patience_s),
             name=self.spec.name,
             suggest=partial(suggest, space),
             metric=search.metric.name,
             goal=search.metric.goal,
-            # What is best for one metric knows no other.
-            sampler=replace(search.sampler, type="nsga2") if several and automatic else search.sampler,
+            sampler=search.sampler,
             objectives=[(objective.name, objective.goal) for objective in search.objectives],
             seed=search.seed,
             drawing=self._drawing(),

@@ -110,6 +110,7 @@ class Blocks:
         if getattr(config, "conv_kernel_size", 0) > 0:
             raise ValueError("model.name: a DeBERTa with convolutions is not supported; use deberta-v3")
         self.model = model.eval().requires_grad_(False)
+        self._cast: dict[torch.dtype, Blocks] = {}
         for module in model.modules():
             if any(name.endswith("inv_freq") for name in module._buffers):
                 gates.keep_precision(module)
@@ -157,9 +158,11 @@ class Blocks:
     def segment(self, low: int | None, high: int, dtype: torch.dtype = torch.float32) -> Segment:
         """The blocks from `low` up to `high`, in evaluation mode; with embeddings where `low` is None.
 
-        In fp32 it shares the model's weights.
+        In fp32 it shares the model's weights, in another precision those of one copy of the model.
         """
         assert (low or 0) <= high <= self.num_blocks
+        if dtype != torch.float32:
+            return self._in(dtype).segment(low, high)
         memo: dict[int, Any] = {id(t): t for t in (*self._base.parameters(), *self._base.buffers())}
         doors: list[Gate] = []
         catches: list[Catch | None] = []
@@ -179,8 +182,7 @@ class Blocks:
         self._blank(memo, doors, kept, self._base, self._base_name)
         base = copy.deepcopy(self._base, memo).eval()
         self._settle(base, low, high, caught=True)
-        part = Segment(base, doors, catches).eval()
-        return part if dtype == torch.float32 else copy.deepcopy(part).to(dtype)
+        return Segment(base, doors, catches).eval()
 
     def suffix(self, boundary: int) -> nn.Module:
         """A fresh copy of the blocks from `boundary` on and the head; -1 for the whole model.
@@ -207,6 +209,14 @@ class Blocks:
         self._settle(module.get_submodule(self._base_name), boundary, self.num_blocks, caught=False)
         gates.let_in(module, doors)
         return module
+
+    def _in(self, dtype: torch.dtype) -> Blocks:
+        """The units of one copy of the model in another precision, for all that is cut out of it."""
+        if dtype not in self._cast:
+            own = self.model.parameters()
+            memo: dict[int, Any] = {id(p): nn.Parameter(p.to(dtype), requires_grad=False) for p in own}
+            self._cast[dtype] = Blocks(copy.deepcopy(self.model, memo).to(dtype))
+        return self._cast[dtype]
 
     def _paths(self, paths: Any) -> tuple[str, ...]:
         """Attribute paths in the base model as names of modules in the whole one, with a dot."""

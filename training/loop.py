@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,8 @@ from training.trial import (
     is_out_of_memory,
 )
 from training.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 class _TooLarge(Exception):
@@ -177,6 +180,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
     with ExitStack() as stack:
         with _watched("engine", team, state):
             phase = stack.enter_context(opened(trial, stretch.phase, state))
+        log.debug("engine of phase %s built", stretch.phase.name)
         live = phase.engine
 
         def snapshot() -> State:

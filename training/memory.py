@@ -25,6 +25,8 @@ Device = Literal["cpu", "cuda"]
 
 _FP32 = 4
 _ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CONTEXT_BYTES = 700_000_000
+"""Of a process on a GPU, besides what torch allocates: CUDA, its libraries and their kernels. Assumed."""
 _ALLREDUCE_NUMEL = 500_000_000
 """Largest copy of gradients that DeepSpeed makes to average them at stage 0."""
 
@@ -69,7 +71,8 @@ class MemoryEstimate:
     weights: int
     """The suffix at compute precision: thawed, and frozen above what once thawed."""
     prefix: int
-    """The frozen rest, at compute precision; 0 where it shares the template's memory, or has left a GPU."""
+    """The frozen rest, at compute precision; 0 where it shares the template's memory, or has left a GPU.
+    On a CPU in a low precision it is cut out of a copy of the whole model."""
     gradients: int
     masters: int
     """Weights of thawed tensors in fp32, where what computes is not that itself."""
@@ -80,7 +83,7 @@ class MemoryEstimate:
     buffers: int
     """DeepSpeed's buckets and copies, and what operations need while they run."""
     template: int
-    """On the host: the pretrained model, in fp32."""
+    """On the host: the pretrained model, in fp32; in a low precision as well, of which a GPU gets parts."""
     state: int
     """On the host: weights and optimizer state of all that trained so far, to go on from and save."""
     offloaded: int
@@ -223,9 +226,11 @@ def estimate(
     saved, working = _activations(shape, training, phase, micro_batch, tokens, device)
     runs_from = max(boundary, 0) if stored else 0
     passing = _passing(shape, micro_batch, tokens, element) if phase.boundary(num_blocks) > runs_from else 0
-    prefix = 0
-    if boundary >= 0 and (not stored if device == "cuda" else low):
-        prefix = element * (_numel(shape.embeddings) + sum(map(_numel, shape.blocks[:boundary])))
+    copied = element * _numel(shape.units(-1)) if boundary >= 0 and low else 0
+    prefix = copied
+    if device == "cuda":
+        frozen = _numel(shape.embeddings) + sum(map(_numel, shape.blocks[: max(boundary, 0)]))
+        prefix = element * frozen if boundary >= 0 and not stored else 0
 
     # Moment -> gradients, activations, buffers.
     during = grown.bucket if stage == 3 else 0
@@ -247,10 +252,15 @@ def estimate(
         optimizer=moments,
         activations=activations,
         buffers=buffers,
-        template=_FP32 * _numel(shape.units(-1)),
+        template=_FP32 * _numel(shape.units(-1)) + (copied if device == "cuda" else 0),
         state=_FP32 * _numel(past) + _optimizer_bytes(training, past),
         offloaded=offloaded,
     )
+
+
+def fraction(share: float, total: int) -> float:
+    """Which part of a GPU's `total` bytes torch may allocate in a process that has `share` of the GPU."""
+    return max(share / 2, share - CONTEXT_BYTES / total)
 
 
 def needed(

@@ -54,7 +54,7 @@ def _show(found: Plan) -> None:
     from search.results.text import number
 
     screen = console()
-    spec, facts, search = found.spec, found.facts, found.spec.search
+    spec, facts, search = found.spec, found.facts, found.spec.search.resolved()
     rungs = ", ".join(number(rung) for rung in found.rungs)
     lines = {
         "sweep": f"{spec.name}: {search.trials} trials of {number(spec.training.epochs)} epochs, by "
@@ -69,6 +69,11 @@ def _show(found: Plan) -> None:
     for source in found.sources:
         lines[f"knows {source.name}"] = f"{len(source.prior)} trials" + (
             f"; {source.outside} lie outside of this space" if source.outside else ""
+        )
+    packing = found.packing
+    if packing.a_gpu:
+        lines["a GPU holds"] = f"{packing.a_gpu} trial{'s' * (packing.a_gpu != 1)} at a time" + (
+            f": {packing.reason}" if packing.reason else ""
         )
     _print(lines)
     print()

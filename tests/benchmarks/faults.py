@@ -160,6 +160,12 @@ class Blow:
     """Seconds since 1970."""
 
 
+def left(cluster: Raylets) -> list[str]:
+    """Workers and drivers that live."""
+    lines = [line.strip() for line in cluster.processes().values()]
+    return [line for line in lines if "RayTrainWorker" in line or "launch.py" in line]
+
+
 def run(
     cluster: Raylets, place: Path, file: Path, faults: Sequence[str], rng: random.Random, spread_s: float
 ) -> dict[str, Any]:
@@ -189,7 +195,9 @@ def run(
     took_s = time.monotonic() - began
     freed_s: float | None = None
     with contextlib.suppress(TimeoutError):
-        freed_s = round(wait_for(lambda: cluster.free_cpus() == cluster.all_cpus(), 90, "resources free"), 1)
+        freed_s = round(
+            wait_for(lambda: cluster.free_cpus() == cluster.all_cpus() and not left(cluster), 90, "free"), 1
+        )
     return {
         "code": code,
         "log": "".join(lines)[-3000:],
@@ -198,9 +206,7 @@ def run(
         "held_by": cluster.holders() if freed_s is None else [],
         "victims": [blow.victim for blow in done],
         "repeated_examples": costs(done, sweep.repeated()),
-        "left": [
-            line for line in cluster.processes().values() if "RayTrainWorker" in line or "launch.py" in line
-        ],
+        "left": left(cluster),
         "trials": [
             {
                 "state": trial.state.value,
@@ -218,7 +224,7 @@ def costs(blows: Sequence[Blow], again: Sequence[tuple[float, int]]) -> list[lis
     ends = [blow.at for blow in blows[1:]] + [float("inf")]
     return [
         [examples for at, examples in again if blow.at <= at < end]
-        for blow, end in zip(blows, ends, strict=True)
+        for blow, end in zip(blows, ends, strict=False)
     ]
 
 

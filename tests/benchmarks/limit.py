@@ -178,12 +178,15 @@ def _multiply(hidden: int, inner: int, rows: Sequence[int], precision: str, begi
 
 
 def shapes(given: Job) -> list[Shape]:
-    """The kinds of phases of a job, in the order in which a sweep comes to them."""
+    """The kinds of phases of a job, the deepest first.
+
+    So each store builds on that of the one before, as in a sweep, which foresees what it will need.
+    """
     found: dict[Shape, None] = {}
     for task in given.tasks:
         for stretch, _ in stretches(given, task.number):
             found[_shape(given, stretch, task.batch_size)] = None
-    return list(found)
+    return sorted(found, key=lambda shape: (-shape.depth, shape.batch_size))
 
 
 def _shape(given: Job, stretch: Stretch, batch_size: int) -> Shape:

@@ -96,9 +96,9 @@ class Watch:
         return self.samples
 
 
-def growth(samples: Sequence[dict[str, float]], name: str, settled: int) -> float:
-    """From the first sample of a settled sweep to the largest after it."""
-    after = [sample[name] for sample in samples if sample["trials"] >= settled]
+def growth(samples: Sequence[dict[str, float]], name: str, settled: int, trials: int) -> float:
+    """From the first sample of a settled sweep to the largest while trials run: the export comes after."""
+    after = [sample[name] for sample in samples if settled <= sample["trials"] < trials]
     return round(max(after) - after[0], 1) if after else 0.0
 
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "code": running.returncode,
             "log": log[-1500:],
             "settled_after": settled,
-            "growth": {name: growth(samples, name, settled) for name in names},
+            "growth": {name: growth(samples, name, settled, options.trials) for name in names},
             "before": before,
             "left": {
                 "gangs": len([line for line in cluster.processes().values() if "RayTrainWorker" in line]),

@@ -6,10 +6,10 @@
 Every side runs the same fixed list of trials (`workloads.py`): MiniLM-L6 for one epoch over the first
 1,000 bundled movie sentences, batch 16 and 32, evaluated once, none stopped early; w1 mixes head, top-1,
 top-2, gradual and full, w2 has the first three, w3 full alone. Sides are in `sides/`, each a process of its
-own that runs as many trials at a time as there are cores, one thread each. The clock runs from its start to
-its last result: cold starts and Thaw's building of its store count, and so do the checkpoints that Thaw
-writes and exports, and the rivals do not. Sides run one after another. With --out each finished side is
-kept, and a run that was cut off goes on after it. Wants an idle machine: half an hour for all of fp32.
+own that runs as many trials at a time as there are cores, one thread each. The clock runs from a cold start
+to the end of the process: loading and Thaw's building of its store count, and so do the checkpoints that it
+writes and exports, and the rivals do not. Sides run one after another. With --out each finished side is kept,
+and a run that was cut off goes on after it. Wants an idle machine, and an hour for all of fp32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +85,7 @@ def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -
         place = Path(temporary)
         (place / "job.json").write_text(dump(given))
         command = [sys.executable, "-m", f"tests.benchmarks.sides.{side}"]
-        load, began, cpu = os.getloadavg(), time.time(), Cpu(marked)
+        load, cpu = os.getloadavg(), Cpu(marked)
         running = subprocess.Popen(
             [*command, str(place / "job.json"), str(place / "out.json"), *([str(folder)] if folder else [])],
             cwd=REPOSITORY,
@@ -108,8 +107,8 @@ def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -
     trials = sorted(found["trials"], key=lambda trial: trial["number"])
     assert [trial["number"] for trial in trials] == list(range(len(given.tasks))), trials
     return {
-        "seconds": round(found["ended"] - began, 2),
-        "began": began,
+        "seconds": round(found["ended"] - found["began"], 2),
+        "began": found["began"],
         "ended": found["ended"],
         "cpu_seconds": round(cpu_s, 1),
         "load_before": round(load[0], 2),

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from search.spec import parse
+from search.trackers.jsonl import FILE
 from tests.benchmarks import limit, sweep_speed
 from tests.benchmarks.limit import Times
+from tests.benchmarks.sides.thaw import NAME
 from tests.benchmarks.soak import tiny_model
 from tests.benchmarks.workloads import Job, arithmetic, dump, job, sweep_file
 from tests.benchmarks.workloads import parse as parse_job
@@ -141,13 +143,22 @@ def test_what_is_computed_grows_with_what_thaws(tiny: str, cache: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", sweep_speed.SIDES)
-def test_each_side_runs_its_trials(side: str, tiny: str) -> None:
+@pytest.mark.parametrize("side", ["stack", "trainer"])
+def test_each_rival_runs_its_trials(side: str, tiny: str) -> None:
     given = make("w1", tiny, trials=5 if side == "trainer" else 2)
     found = sweep_speed.measure(given, side, 300.0)
     assert found["seconds"] > 0
     assert all(0 <= trial["accuracy"] <= 1 for trial in found["trials"])
     assert len(found["trials"]) == len(given.tasks)
+
+
+@pytest.mark.slow
+def test_thaw_runs_its_trials_on_gangs_that_start_together(tiny: str, tmp_path: Path) -> None:
+    given = make("w1", tiny, trials=2)
+    found = sweep_speed.measure(given, "thaw", 300.0, tmp_path)
+    assert all(0 <= trial["accuracy"] <= 1 for trial in found["trials"])
+    first, second = limit.times(tmp_path / "runs" / NAME / FILE)
+    assert abs(first.start - second.start) < 0.5, "neither waits for the other's process"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from search.database import Database, complaint
 from search.life import SweepState
@@ -108,6 +109,9 @@ def test_one_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
         ("postgresql://me:${PASSWORD}@host/db", None),
         ("postgresql://me:hunter2@host/db", "must not hold a password"),
         ("postgresql://host/db?user=me&password=hunter2", "must not hold a password"),
+        ("mysql://host/db?user=me&passwd=hunter2", "must not hold a password"),
+        ("postgresql://host/db?sslpassword=hunter2", "must not hold a password"),
+        ("postgresql://host/db?password=${PASSWORD}&sslmode=require", None),
         ("postgresql://me:x${PASSWORD}@host/db", "must not hold a password"),
         ("study.db", "must be a URL"),
         ("postgresql://[/db", "must be a URL"),
@@ -118,6 +122,16 @@ def test_urls(url: str, wrong: str | None) -> None:
     assert (said is None) == (wrong is None)
     assert (wrong or "") in (said or "")
     assert "hunter2" not in (said or "")
+
+
+def test_a_password_may_have_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "p@ss:/w?rd#${HOME}%")
+    monkeypatch.setenv("PLACE", "/data/a b.db")
+    for text in ("postgresql://me:${PASSWORD}@host/db", "postgresql://me@host/db?password=${PASSWORD}"):
+        url = make_url(Database(url=text, study="s")._resolved())
+        assert (url.password or url.query.get("password")) == os.environ["PASSWORD"]
+        assert (url.username, url.host, url.database) == ("me", "host", "db")
+    assert Database(url="sqlite:///${PLACE}", study="s")._resolved() == "sqlite:////data/a b.db"
 
 
 def test_a_password_comes_from_the_environment_and_goes_nowhere(

@@ -220,6 +220,14 @@ def test_best_pareto(
     assert "--pareto: sweep one has one objective, eval/accuracy" in refused.err
 
 
+def test_auto_knows_several_objectives() -> None:
+    several, one = spec_of().search.resolved(), spec_of(objectives=[]).search
+    assert (several.sampler.type, several.scheduler.type) == ("nsga2", "none")
+    assert one.resolved() == one
+    chosen = spec_of(sampler="tpe", scheduler="asha").search
+    assert chosen.resolved() == chosen
+
+
 def test_a_trial_without_one_of_the_values_has_failed(tmp_path: Path) -> None:
     study = create(spec_of(), tmp_path).open()
     trial = study.ask()

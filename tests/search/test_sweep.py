@@ -151,6 +151,20 @@ def test_what_may_change_is_taken_over(tmp_path: Path, storage: Path) -> None:
     assert find("tiny", storage).spec.search.trials == 9  # not even what may
 
 
+def test_a_budget_of_money_may_come_later(tmp_path: Path, storage: Path) -> None:
+    """With the prices that it goes by; and what a sweep gets of a cluster that others use as well."""
+    create(spec(tmp_path), storage)
+    new = ["search.budget.cost=5", "resources.prices={default: 1.5}"]
+    new += ["resources.priority=3", "resources.max_gangs=1"]
+    paths = [line.partition(":")[0] for line in check_name(spec(tmp_path, *new), storage)]
+    assert sorted(paths) == [
+        "resources.max_gangs",
+        "resources.prices.default",
+        "resources.priority",
+        "search.budget.cost",
+    ]
+
+
 def test_a_free_name_is_checked_without_making_anything(tmp_path: Path, storage: Path) -> None:
     check_name(spec(tmp_path), storage, FACTS)
     assert not storage.exists()

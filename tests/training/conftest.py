@@ -137,9 +137,20 @@ def muster(rank: int = 0, size: int = 1, rendezvous: str | None = None) -> Team:
 
     # DeepSpeed refuses fp16 on a CPU without instructions for it, where torch computes it all the same.
     training.engine.deepspeed.get_accelerator().is_fp16_supported = lambda: True
-    gc.collect()
-    gc.freeze()  # or the collection after each phase costs more than the phase
+    freeze()
     return Team(torch.device("cpu"))
+
+
+def freeze() -> None:
+    """Spare the collections after each phase what lives now: they would cost more than the phase."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _frozen() -> None:
+    """What lives when a test begins, such as all that earlier ones imported, outlives it."""
+    freeze()
 
 
 @pytest.fixture(scope="session")
@@ -293,6 +304,8 @@ def _work(rank: int, size: int, rendezvous: str, connection: Connection) -> None
         except BaseException:
             answer = (traceback.format_exc(), None)
         connection.send_bytes(pickle.dumps(answer))
+        del answer
+        freeze()
 
 
 @pytest.fixture(scope="session")

@@ -253,6 +253,9 @@ def test_prefix_shares_memory_in_fp32_and_only_there(model: nn.Module) -> None:
     assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16}
     assert not storage(low) & storage(model)
     assert {state.dtype for state in run(low, batch())} == {torch.bfloat16}
+    # Of every weight there is one copy in it, however many boundaries a schedule has.
+    higher = dict(blocks.prefix(3, torch.bfloat16).named_parameters())
+    assert all(higher[name].data_ptr() == tensor.data_ptr() for name, tensor in low.named_parameters())
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name])

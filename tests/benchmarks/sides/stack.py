@@ -145,5 +145,6 @@ def run(job: Job) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
+    began = time.time()
     found = run(parse(Path(sys.argv[1]).read_text()))
-    Path(sys.argv[2]).write_text(json.dumps({"ended": time.time(), "trials": found}))
+    Path(sys.argv[2]).write_text(json.dumps({"began": began, "ended": time.time(), "trials": found}))

@@ -73,17 +73,18 @@ def clear(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the job; the clock is `sweep_speed`'s, and stops with `ended`."""
+    """Run the job; the clock runs from the start of `thaw run` to its end."""
     job = parse(Path(sys.argv[1]).read_text())
     with tempfile.TemporaryDirectory(prefix="thaw-bench-") as scratch:
         folder = Path(sys.argv[3] if len(sys.argv) > 3 else scratch)
+        began = time.time()
         try:
             run(job, folder)
             ended = time.time()
             found = results(job, folder)
         finally:
             clear(folder)
-    Path(sys.argv[2]).write_text(json.dumps({"ended": ended, "trials": found}))
+    Path(sys.argv[2]).write_text(json.dumps({"began": began, "ended": ended, "trials": found}))
 
 
 if __name__ == "__main__":

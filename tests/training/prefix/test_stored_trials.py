@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from tests.training.conftest import VOCABULARY, Crew, MakeTrial, Recorder, assert_same
-from training import checkpoint
-from training.config import ModelConfig, PrefixStoreConfig, TrialConfig, UnfreezingConfig, ZeroConfig
-from training.loop import train
+from tests.training.conftest import VOCABULARY, Crew, MakeTrial, assert_same
+from tests.training.test_equivalence import SCHEDULES
+from tests.training.test_loop import run as run_trial
+from training.config import ModelConfig, PrefixStoreConfig, TrialConfig, ZeroConfig
 from training.prefix import clear
 from training.prefix.store import Shelves
 from training.team import Team
@@ -95,23 +95,15 @@ def run(team: Team, config: TrialConfig, cache: Path, store: PrefixStoreConfig, 
         found.append(entry)
         return entry
 
-    workspace = Workspace(team, cache, store)
-    recorder = Recorder()
     Shelves.obtain = counted  # type: ignore[method-assign]
     try:
-        train(config, workspace=workspace, reporter=recorder, directory=directory)
+        state, told = run_trial(config, Workspace(team, cache, store), directory)
     finally:
         Shelves.obtain = find  # type: ignore[method-assign]
-    setting = workspace.open(config)
-    last = checkpoint.newest(
-        directory,
-        checkpoint.identity(config, model=setting.fingerprint, data=setting.data.fingerprint),
-    )
-    assert last is not None
     return Outcome(
-        losses=recorder.losses,
-        scores=recorder.scores,
-        weights=dict(last.state.weights),
+        losses=told.losses,
+        scores=told.scores,
+        weights=dict(state.weights),
         stored=sum(entry is not None for entry in found),
     )
 
@@ -139,22 +131,11 @@ def compare(
     return stored, recomputed
 
 
-UNFREEZING = {
-    "head": UnfreezingConfig(schedule="head"),
-    "top": UnfreezingConfig(schedule="top", depth=2),
-    "gradual": UnfreezingConfig(schedule="gradual", depth=2),
-    "bottom-up": UnfreezingConfig(schedule="bottom-up", depth=2),
-    "chain-thaw": UnfreezingConfig(schedule="chain-thaw"),
-    "lisa": UnfreezingConfig(schedule="lisa", interval=0.5),
-    "full": UnfreezingConfig(schedule="full"),
-}
-
-
 def trial(
     make_trial: MakeTrial, model: Path, schedule: str, stage: int, precision: str, **others: Any
 ) -> TrialConfig:
     config = make_trial(
-        unfreezing=UNFREEZING[schedule],
+        unfreezing=SCHEDULES[schedule],
         zero=ZeroConfig(stage=stage),  # type: ignore[arg-type]
         precision=precision,
         log_every=1,
@@ -198,7 +179,8 @@ def test_stored_or_recomputed(
         assert stored.stored >= (4 if schedule == "gradual" else 2)
 
 
-ALL = product(("bert", "gpt2", "t5"), UNFREEZING, range(4), (1, 2), ("fp32", "bf16"))
+NAMED = [schedule for schedule in SCHEDULES if schedule not in ("phases", "refreezing")]
+ALL = product(("bert", "gpt2", "t5"), NAMED, range(4), (1, 2), ("fp32", "bf16"))
 EVERYTHING = [case for index, case in enumerate(ALL) if index % 11 == 0]
 
 
@@ -229,8 +211,7 @@ def test_a_resumed_trial(models: dict[str, Path], make_trial: MakeTrial, team: T
     config = trial(make_trial, models["t5"], "gradual", 2, "fp32", epochs=2.0, evaluations_per_epoch=2)
     whole = run(team, config, tmp_path / "cache", STORE, tmp_path / "whole")
     workspace = Workspace(team, tmp_path / "cache", STORE)
-    recorder = Recorder(stop_at=2)
-    train(config, workspace=workspace, reporter=recorder, directory=tmp_path / "parts")
+    run_trial(config, workspace, tmp_path / "parts", stop_at=2)
     rest = run(team, config, tmp_path / "cache", RECOMPUTE, tmp_path / "parts")
     clear(tmp_path / "cache")
     assert_same(rest.weights, whole.weights)
