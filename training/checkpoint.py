@@ -135,6 +135,11 @@ class Draft:
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._thread.start()
 
+    def written(self, within_s: float) -> bool:
+        """Whether `files` will not wait, after so many seconds at most."""
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
     def files(self) -> dict[str, dict[str, Any]]:
         """Size and checksum of this rank's files by name, once they are written.
 
