@@ -125,7 +125,7 @@ def run(job: Job) -> list[dict[str, float]]:
     import ray
     from ray import tune
 
-    ray.init(num_cpus=job.processes, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=job.processes, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as storage:
         trials = [{"job": job, "task": task} for task in job.tasks]
         grid = tune.Tuner(
