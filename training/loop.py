@@ -28,6 +28,7 @@ from training.sizes import Moment, Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
+from training.transfer import there
 from training.trial import (
     Diverged,
     Infeasible,
@@ -249,8 +250,8 @@ def _gradients(trial: Trial, step: int, phase: Opened, micro_batch: int) -> Tens
     total = torch.zeros((), device=team.device)
     for index, part in enumerate(parts):
         micro = part[team.rank]
-        real = torch.from_numpy(micro.weights).to(team.device)
-        torch.manual_seed(derive(trial.config.seed, "dropout", step, index, team.rank))
+        real = there(torch.from_numpy(micro.weights), team.device)
+        team.seed(derive(trial.config.seed, "dropout", step, index, team.rank))
         loss = (phase.losses(micro.indices) * real).sum() / weight
         # The engine averages gradients over the ranks, the batch's mean loss is a sum over them.
         phase.engine.backward(loss * team.size, last=index == len(parts) - 1)
