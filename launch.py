@@ -104,14 +104,17 @@ def _brought(name: str | None, overrides: list[str], storage: str) -> Iterator[B
         yield Brought(probes=wanted.probes, reduce=all_reduce, tracking=wanted.tracking, need=need)
 
 
-def _shape(spec: Any) -> GangShape:
+def _shape(spec: Any, gpus_per_worker: float | None = None) -> GangShape:
+    """What a gang asks for; a whole GPU a worker where the share is still to be decided."""
     from cluster.capacity import GangShape
 
     resources = spec.resources
+    if gpus_per_worker is None:
+        gpus_per_worker = 1.0 if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
     return GangShape(
         workers=resources.most_workers,
         cpus_per_worker=resources.cpus_per_worker,
-        gpus_per_worker=resources.gpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
         fewest_workers=resources.fewest_workers,
     )
 
@@ -120,16 +123,16 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     from cluster.admission import admitted
     from cluster.capacity import require_fit
     from cluster.connect import connected, local_node, possible_nodes
-    from search import preflight
+    from cluster.gpus import smallest_here, smallest_in_cluster
+    from search import packing, preflight
     from search import sweep as sweeps
     from search.life import Wanted
     from search.presence import Presence, Taken
     from search.progress import Progress
     from search.results import leaderboard
 
-    shape = _shape(spec)
     if address is None:
-        require_fit([local_node()], shape)
+        require_fit([local_node()], _shape(spec, packing.decided(spec, smallest_here)))
     changes = sweeps.check_name(spec, place, facts)
     Presence(place / spec.name).check()
     preflight.check_writable(place / spec.name)
@@ -151,20 +154,30 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
         _catch_interrupts()
         if not finished and spent is None:
             resources = spec.resources
-            with (
-                Progress(console=screen) as progress,
-                connected(address),
-                admitted(
-                    spec.name, shape, address, priority=resources.priority, share=resources.max_gangs
-                ) as allowed,
-            ):
+            with contextlib.ExitStack() as stack:
+                progress = stack.enter_context(Progress(console=screen))
+                stack.enter_context(connected(address))
                 _catch_interrupts()  # Ray has put its own in place
+                gpus = packing.decided(spec, smallest_in_cluster)
+                shape = _shape(spec, gpus)
+                allowed = stack.enter_context(
+                    admitted(
+                        spec.name, shape, address, priority=resources.priority, share=resources.max_gangs
+                    )
+                )
                 fits = require_fit(possible_nodes(), shape)
                 made = sweeps.create(spec, place, facts)
                 from search import session  # Ray comes in here
 
                 try:
-                    outcome = session.run(made, facts=facts, fits=fits, progress=progress, allowed=allowed)
+                    outcome = session.run(
+                        made,
+                        facts=facts,
+                        fits=fits,
+                        gpus_per_worker=gpus,
+                        progress=progress,
+                        allowed=allowed,
+                    )
                 except Taken:
                     raise
                 except ValueError as error:  # a fault of ours: exit code 2 would say that nothing was started

@@ -76,27 +76,48 @@ class _Room:
     """What is left of nodes while gangs are put on them."""
 
     def __init__(self, nodes: Sequence[Mapping[str, float]]) -> None:
-        self._nodes = [[node.get("CPU", 0.0), node.get("GPU", 0.0)] for node in nodes]
+        self._nodes = [_Node(node) for node in nodes]
 
     def take(self, shape: GangShape) -> bool:
         """Put a gang on the nodes, if it fits."""
         fewest = shape.workers if shape.fewest_workers is None else shape.fewest_workers
-        placed: list[list[float]] = []
+        before = [node.copy() for node in self._nodes]
+        placed = 0
         for node in self._nodes:
-            while (
-                len(placed) < shape.workers
-                and node[0] + 1e-6 >= shape.cpus_per_worker
-                and node[1] + 1e-6 >= shape.gpus_per_worker
-            ):
-                node[0] -= shape.cpus_per_worker
-                node[1] -= shape.gpus_per_worker
-                placed.append(node)
-        if len(placed) >= fewest:
+            while placed < shape.workers and node.take(shape.cpus_per_worker, shape.gpus_per_worker):
+                placed += 1
+        if placed >= fewest:
             return True
-        for node in placed:
-            node[0] += shape.cpus_per_worker
-            node[1] += shape.gpus_per_worker
+        self._nodes = before
         return False
+
+
+class _Node:
+    """What is left of a node: CPUs, and of each of its GPUs."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._cpus = resources.get("CPU", 0.0)
+        whole, rest = divmod(resources.get("GPU", 0.0), 1.0)
+        self._gpus = [1.0] * int(whole) + [rest] * (rest > 0)
+
+    def copy(self) -> _Node:
+        """Another like it."""
+        made = _Node({"CPU": self._cpus})
+        made._gpus = list(self._gpus)
+        return made
+
+    def take(self, cpus: float, gpus: float) -> bool:
+        """Put a worker on it, if it fits: on whole GPUs, or on the fullest that has the fraction left."""
+        if self._cpus + 1e-6 < cpus:
+            return False
+        each, count = (1.0, int(gpus)) if gpus >= 1 else (gpus, int(gpus > 0))
+        open_ = sorted((left, index) for index, left in enumerate(self._gpus) if left + 1e-6 >= each)
+        if len(open_) < count:
+            return False
+        for _, index in open_[:count]:
+            self._gpus[index] -= each
+        self._cpus -= cpus
+        return True
 
 
 class Desk:

@@ -11,7 +11,7 @@ class GangShape:
     """What one gang asks for."""
 
     workers: int
-    cpus_per_worker: int
+    cpus_per_worker: float
     gpus_per_worker: float
     fewest_workers: int | None = None
     """With how many it goes on where there are no more; with all of them where unset."""
@@ -29,7 +29,15 @@ def workers_on(node: Mapping[str, float], shape: GangShape) -> int:
     by_cpu = int(node.get("CPU", 0.0) / shape.cpus_per_worker + 1e-6)
     if not shape.gpus_per_worker:
         return by_cpu
-    return min(by_cpu, int(node.get("GPU", 0.0) / shape.gpus_per_worker + 1e-6))
+    return min(by_cpu, shares(node.get("GPU", 0.0), shape.gpus_per_worker))
+
+
+def shares(gpus: float, each: float) -> int:
+    """Workers that a node's GPUs give `each` to: a fraction is of one of them, and cannot lie on two."""
+    if each >= 1:
+        return int(gpus / each + 1e-6)
+    whole = int(gpus + 1e-6)
+    return whole * int(1 / each + 1e-6) + int(max(0.0, gpus - whole) / each + 1e-6)
 
 
 def gangs_that_fit(nodes: Sequence[Mapping[str, float]], shape: GangShape) -> int:

@@ -18,6 +18,8 @@ _MAX_NODES = 10_000
 _OBJECT_STORE_BYTES = 256 * 2**20
 _PROBE_TIMEOUT_S = 5.0
 
+log = logging.getLogger(__name__)
+
 
 def local_node() -> dict[str, float]:
     """What a local cluster would have, without starting one."""
@@ -65,6 +67,7 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise _no_cluster(address, reason) from error
+    log.debug("connected")
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:

@@ -155,10 +155,11 @@ class ResourcesConfig:
     workers: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(1)]], MinLen(2), MaxLen(2)] = 1
     """Worker processes of one trial. `[LEAST, MOST]`: a trial that has lost some goes on with the rest, with
     the same global batch, and grows again where there is room."""
-    cpus_per_worker: Annotated[int, Ge(1)] = 1
-    """CPU cores of each."""
-    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
-    """GPUs of each; a fraction shares one."""
+    cpus_per_worker: Annotated[float, Gt(0)] = 1
+    """CPU cores of each; a fraction shares one with other trials."""
+    gpus_per_worker: Annotated[float, Ge(0)] | Literal["auto"] = 0.0
+    """GPUs of each; a fraction shares one with other trials; `auto`: the fraction that the sweep's largest
+    phase needs of the cluster's smallest GPU."""
     max_concurrent: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """How many trials run at once; `auto`: as many as fit."""
     priority: Annotated[int, Ge(-100), Le(100)] = 0
@@ -170,6 +171,11 @@ class ResourcesConfig:
     prices: dict[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
     """Price of an hour of each node type (Ray's node group, as in the cluster's file); `default` is that of
     all others, such as this machine."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether workers compute on GPUs."""
+        return self.gpus_per_worker == "auto" or self.gpus_per_worker > 0
 
     @property
     def most_workers(self) -> int:

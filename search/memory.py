@@ -36,7 +36,7 @@ def rows(spec: SweepSpec) -> list[Row]:
     Raises:
         ValueError: where the model is not there, or a schedule does not fit it.
     """
-    device: Any = "cuda" if spec.resources.gpus_per_worker > 0 else "cpu"
+    device: Any = "cuda" if spec.resources.on_gpu else "cpu"
     shapes: dict[tuple[str, str | None], ModelShape] = {}
     most: dict[str, list[Row]] = {}
     for corner in corners(spec, SHAPING + _SETTINGS):

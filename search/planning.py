@@ -14,6 +14,7 @@ from typing import Any
 from search import memory, rates, warm_start
 from search.forecast import Drawn, Forecast, Rates, exceeded, forecast
 from search.memory import Row
+from search.packing import Packing, packing
 from search.points import first_points, stored
 from search.preflight import Facts, check
 from search.schedulers import Scheduler, make_scheduler
@@ -42,6 +43,8 @@ class Plan:
     """Earlier sweeps that it knows."""
     rows: Sequence[Row]
     """Trainable parameters and memory by schedule and phase."""
+    packing: Packing
+    """How trials lie on GPUs."""
     forecast: Forecast | None
     """None without a measurement."""
     measuring_s: float
@@ -69,6 +72,7 @@ class Plan:
             ],
             "data": asdict(self.facts),
             "phases": memory.to_json(self.rows),
+            "packing": {**asdict(self.packing), "trials_per_gpu": self.packing.a_gpu},
             "budget": asdict(search.budget),
             "forecast": None if self.forecast is None else self.forecast.to_json(),
             "measuring_s": round(self.measuring_s, 1),
@@ -102,7 +106,8 @@ def plan(
     rows = memory.rows(spec)
     sources = warm_start.gather(spec, storage)
     began = time.monotonic()
-    here = _fits_here(spec)
+    packed = packing(spec.resources, rows, _gpu_bytes(spec))
+    here = _fits_here(spec, packed)
     wanted = spec.resources.max_concurrent
     at_once = concurrent or (max(1, here) if wanted == "auto" else wanted)
     found: Forecast | None = None
@@ -111,7 +116,7 @@ def plan(
             measured = _remembered(facts, storage, earlier)
         else:
             measured = _probed(spec, facts, min(at_once, max(1, here)))
-        found = _forecast(spec, scheduler, measured, rows, min(at_once, spec.search.trials), here)
+        found = _forecast(spec, scheduler, measured, rows, packed, min(at_once, spec.search.trials), here)
     ladder = getattr(scheduler, "ladder", None)
     return Plan(
         spec=spec,
@@ -120,6 +125,7 @@ def plan(
         points=first_points(spec),
         sources=sources,
         rows=rows,
+        packing=packed,
         forecast=found,
         measuring_s=time.monotonic() - began,
     )
@@ -146,8 +152,8 @@ def _probed(spec: SweepSpec, facts: Facts, processes: int) -> _Measured:
         shapes,
         store=resources.prefix_store,
         processes=processes * resources.most_workers,
-        cpus=resources.cpus_per_worker,
-        gpu=resources.gpus_per_worker > 0,
+        cpus=max(1, int(resources.cpus_per_worker)),
+        gpu=resources.on_gpu,
     )
     return _Measured(
         source="probe",
@@ -184,6 +190,7 @@ def _forecast(
     scheduler: Scheduler,
     measured: _Measured,
     rows: Sequence[Row],
+    packed: Packing,
     concurrency: int,
     here: int,
 ) -> Forecast:
@@ -207,7 +214,7 @@ def _forecast(
         source=measured.source,
         concurrency=concurrency,
         nodes=math.ceil(concurrency / max(1, here)),
-        gpus_per_trial=spec.resources.most_workers * spec.resources.gpus_per_worker,
+        gpus_per_trial=spec.resources.most_workers * packed.gpus_per_worker,
         prices=spec.resources.prices,
         startup_s=measured.around_s,
         handover_s=rates.HANDOVER_S,
@@ -227,13 +234,25 @@ def _draw(spec: SweepSpec, seed: int, count: int) -> list[Mapping[str, Any]]:
     return [draw(study.ask()) for _ in range(count)]
 
 
-def _fits_here(spec: SweepSpec) -> int:
+def _gpu_bytes(spec: SweepSpec) -> int | None:
+    """Memory of this machine's smallest GPU, where the sweep asks for some and there is one."""
+    if not spec.resources.on_gpu:
+        return None
+    import torch
+
+    found = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    return min(found, default=None)
+
+
+def _fits_here(spec: SweepSpec, packed: Packing) -> int:
     """Trials that this machine holds at a time."""
     resources = spec.resources
-    fits = len(os.sched_getaffinity(0)) // (resources.most_workers * resources.cpus_per_worker)
-    if resources.gpus_per_worker > 0:
+    cpus = len(os.sched_getaffinity(0))
+    fits = int(cpus / (resources.most_workers * resources.cpus_per_worker) + 1e-6)
+    if resources.on_gpu:
         import torch
 
         gpus = torch.cuda.device_count()
-        fits = min(fits, int(gpus / (resources.most_workers * resources.gpus_per_worker) + 1e-6))
+        each = resources.most_workers * packed.gpus_per_worker
+        fits = min(fits, gpus * packed.a_gpu if packed.a_gpu > 1 else int(gpus / each + 1e-6))
     return fits

@@ -75,9 +75,6 @@ def check(spec: SweepSpec) -> Facts:
             key_in(wandb.api_key_file)
         except ValueError as error:
             problems.append(str(error))
-    gpus = spec.resources.gpus_per_worker
-    if gpus > 1 and not gpus.is_integer():
-        problems.append(f"resources.gpus_per_worker: must be a whole number or less than 1, got {gpus:g}")
     trials = list(corners(spec))
     blocks: dict[ModelConfig, int] = {}
     for model in dict.fromkeys(corner.model for corner in trials):

@@ -15,7 +15,28 @@ _FOR_SEVERAL = ("auto", "tpe", "nsga2", "qmc", "random", "grid")
 
 def broken(space: SearchSpace, search: SearchConfig, resources: ResourcesConfig) -> list[str]:
     """What is wrong, one line each; nothing where all is well."""
-    return [*_objectives(search), *_points(space, search.points), *_budget(search, resources)]
+    return [
+        *_objectives(search),
+        *_points(space, search.points),
+        *_budget(search, resources),
+        *_shares(resources),
+    ]
+
+
+def _shares(resources: ResourcesConfig) -> list[str]:
+    found = []
+    for name in ("cpus_per_worker", "gpus_per_worker"):
+        amount = getattr(resources, name)
+        if amount != "auto" and amount > 1 and not float(amount).is_integer():
+            found.append(f"resources.{name}: must be a whole number or less than 1, got {amount:g}")
+    gpus = resources.gpus_per_worker
+    if gpus != "auto" and 0 < gpus < 1 and resources.most_workers > 1:
+        # Their collectives go over NCCL, which wants a GPU for each rank.
+        found.append(
+            f"resources.gpus_per_worker: workers of one trial cannot share a GPU, got {gpus:g} with "
+            f"{resources.most_workers} workers; set it to 1, or resources.workers to 1"
+        )
+    return found
 
 
 def _objectives(search: SearchConfig) -> list[str]:
@@ -56,6 +77,6 @@ def _budget(search: SearchConfig, resources: ResourcesConfig) -> list[str]:
     found = []
     if search.budget.cost is not None and not resources.prices:
         found.append("search.budget.cost: needs resources.prices, such as {default: 1.5} an hour")
-    if search.budget.gpu_hours is not None and not resources.gpus_per_worker:
+    if search.budget.gpu_hours is not None and not resources.on_gpu:
         found.append("search.budget.gpu_hours: trials hold no GPU; use search.budget.hours")
     return found

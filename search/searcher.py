@@ -29,6 +29,7 @@ class StudySearcher(Searcher):
         order: Callable[[TrialRecord], Order],
         concurrency: int,
         allowed: Allowed | None = None,
+        listen: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()  # no metric: values go to the ledger, not through Tune
         self._driver = driver
@@ -36,6 +37,7 @@ class StudySearcher(Searcher):
         self._concurrency = concurrency
         self._most = min(concurrency, driver.target)
         self._allowed = allowed
+        self._listen = listen
         self._running: dict[str, int] = {}
         self._wants_more = True
 
@@ -67,6 +69,7 @@ class StudySearcher(Searcher):
         """End the trial's sitting."""
         number = self._running.pop(trial_id)
         self._wants_more = True
+        self._listen()
         # Tune keeps the result of a trial that is done from its scheduler.
         if result is not None and result.get("last_evaluation") is not None:
             self._driver.evaluated(number, result["last_evaluation"])

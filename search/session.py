@@ -109,6 +109,7 @@ def run(
     *,
     facts: Facts,
     fits: int,
+    gpus_per_worker: float,
     progress: Progress,
     allowed: Callable[[int, int], int] | None = None,
 ) -> Outcome:
@@ -117,6 +118,7 @@ def run(
     Args:
         facts: what the checks found out.
         fits: how many trials the cluster holds at a time.
+        gpus_per_worker: as the file says, or as was decided (see `search.packing`).
         allowed: how many gangs the sweep may have now, where others share the cluster; it is told how many
             it wants and how many it has.
 
@@ -158,7 +160,7 @@ def run(
             "versions": versions(),
             "commit": revision,
         },
-        gpus=spec.resources.most_workers * spec.resources.gpus_per_worker,
+        gpus=spec.resources.most_workers * gpus_per_worker,
         budget=Watch(
             study,
             budget=spec.search.budget,
@@ -213,7 +215,7 @@ def run(
                     workers=spec.resources.most_workers,
                     min_workers=spec.resources.fewest_workers,
                     cpus_per_worker=spec.resources.cpus_per_worker,
-                    gpus_per_worker=spec.resources.gpus_per_worker,
+                    gpus_per_worker=gpus_per_worker,
                     prefix_store=spec.resources.prefix_store,
                     boundaries=boundaries(spec, facts.num_blocks),
                     concurrency=concurrency,

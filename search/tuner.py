@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -53,7 +54,7 @@ def run(
     order: Callable[[TrialRecord], Order],
     workers: int,
     min_workers: int,
-    cpus_per_worker: int,
+    cpus_per_worker: float,
     gpus_per_worker: float,
     prefix_store: PrefixStoreConfig,
     boundaries: tuple[int, ...],
@@ -99,12 +100,15 @@ def run(
         # Next to nothing, but not nothing, and no CPU: those are the gang's.
         tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[_NOT_SPOT]),
     )
-    searcher = StudySearcher(driver, order=order, concurrency=concurrency, allowed=allowed)
+    listener = _Listener(driver, feed)
+    searcher = StudySearcher(
+        driver, order=order, concurrency=concurrency, allowed=allowed, listen=listener.listen
+    )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=TuneScheduler(driver, searcher.spare),
+            scheduler=TuneScheduler(driver, searcher.spare, listener.listen),
             num_samples=-1,
             reuse_actors=True,
         ),
@@ -116,15 +120,13 @@ def run(
         ),
     )
     ended = threading.Event()
-    listener = threading.Thread(
-        target=_listen, args=(driver, feed, on_change, ended), name="feed", daemon=True
-    )
-    listener.start()
+    listening = threading.Thread(target=listener.keep, args=(on_change, ended), name="feed", daemon=True)
+    listening.start()
     try:
         tuner.fit()
     finally:
         ended.set()
-        listener.join()
+        listening.join()
 
 
 def node_types() -> dict[str, int]:
@@ -142,19 +144,29 @@ def _keep_keys_home() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
-def _listen(driver: Driver, feed: Any, on_change: Callable[[], None], ended: threading.Event) -> None:
-    """Hand the feed's items to the driver until the sweep has ended and the feed is dry."""
-    reaped_at = time.monotonic()
-    while True:
-        last = ended.wait(_LISTEN_INTERVAL_S)
-        try:
-            for trial, news in ray.get(feed.drain.remote()):
-                driver.heard(trial, news)
-            if time.monotonic() - reaped_at > _REAP_INTERVAL_S:
-                reap()
-                reaped_at = time.monotonic()
-        except ray.exceptions.RayError:
-            return  # the cluster is going
-        on_change()
-        if last:
-            return
+class _Listener:
+    """Hands the feed's items to the driver. Safe to call from the Tune loop and from a thread of its own."""
+
+    def __init__(self, driver: Driver, feed: Any) -> None:
+        self._driver = driver
+        self._feed = feed
+        self._lock = threading.Lock()
+        self._reaped_at = time.monotonic()
+
+    def listen(self) -> None:
+        """Hand on all that has come; nothing where the cluster is going."""
+        with contextlib.suppress(ray.exceptions.RayError), self._lock:
+            for trial, news in ray.get(self._feed.drain.remote()):
+                self._driver.heard(trial, news)
+
+    def keep(self, on_change: Callable[[], None], ended: threading.Event) -> None:
+        """Listen until the sweep has ended and the feed is dry, and free what dead gangs hold."""
+        last = False
+        while not last:
+            last = ended.wait(_LISTEN_INTERVAL_S)
+            self.listen()
+            if time.monotonic() - self._reaped_at > _REAP_INTERVAL_S:
+                with contextlib.suppress(ray.exceptions.RayError):  # the cluster is going
+                    reap()
+                self._reaped_at = time.monotonic()
+            on_change()

@@ -197,7 +197,10 @@ class Draft:
             self._place.mkdir(parents=True, exist_ok=True)
             for kind, tensors in (("weights", self._weights), ("slots", self._slots)):
                 file = self._place / f"{kind}-{self._part}.safetensors"
-                save_file(tensors, file)
+                try:
+                    save_file(tensors, file)
+                except SafetensorError as error:  # its only one, whatever the file system said
+                    raise OSError(f"{file}: cannot be written: {error}") from error
                 self._files[file.name] = _describe(file)
                 if self._remote is not None:
                     (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))

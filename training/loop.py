@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from training.sizes import Moment, Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
+from training.transfer import there
 from training.trial import (
     Diverged,
     Infeasible,
@@ -38,6 +40,8 @@ from training.trial import (
     is_out_of_memory,
 )
 from training.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 class _TooLarge(Exception):
@@ -176,6 +180,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
     with ExitStack() as stack:
         with _watched("engine", team, state):
             phase = stack.enter_context(opened(trial, stretch.phase, state))
+        log.debug("engine of phase %s built", stretch.phase.name)
         live = phase.engine
 
         def snapshot() -> State:
@@ -245,8 +250,8 @@ def _gradients(trial: Trial, step: int, phase: Opened, micro_batch: int) -> Tens
     total = torch.zeros((), device=team.device)
     for index, part in enumerate(parts):
         micro = part[team.rank]
-        real = torch.from_numpy(micro.weights).to(team.device)
-        torch.manual_seed(derive(trial.config.seed, "dropout", step, index, team.rank))
+        real = there(torch.from_numpy(micro.weights), team.device)
+        team.seed(derive(trial.config.seed, "dropout", step, index, team.rank))
         loss = (phase.losses(micro.indices) * real).sum() / weight
         # The engine averages gradients over the ranks, the batch's mean loss is a sum over them.
         phase.engine.backward(loss * team.size, last=index == len(parts) - 1)

@@ -25,6 +25,8 @@ Device = Literal["cpu", "cuda"]
 
 _FP32 = 4
 _ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CONTEXT_BYTES = 700_000_000
+"""Of a process on a GPU, besides what torch allocates: CUDA, its libraries and their kernels. Assumed."""
 _ALLREDUCE_NUMEL = 500_000_000
 """Largest copy of gradients that DeepSpeed makes to average them at stage 0."""
 
@@ -254,6 +256,11 @@ def estimate(
         state=_FP32 * _numel(past) + _optimizer_bytes(training, past),
         offloaded=offloaded,
     )
+
+
+def fraction(share: float, total: int) -> float:
+    """Which part of a GPU's `total` bytes torch may allocate in a process that has `share` of the GPU."""
+    return max(share / 2, share - CONTEXT_BYTES / total)
 
 
 def needed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 
 from training import checkpoint
@@ -14,9 +15,12 @@ from training.reporter import Course, Evaluation, PhaseOutline, Progress, Verdic
 from training.schedules import describe
 from training.trial import Diverged, Trial, is_last
 
+log = logging.getLogger(__name__)
+
 
 def report_course(trial: Trial, resumed_step: int) -> None:
     """Report what is known before the first step."""
+    log.debug("restored at step %d", resumed_step)
     if trial.team.leads:
         phases = tuple(
             PhaseOutline(
@@ -40,6 +44,7 @@ def report_progress(trial: Trial, stretch: Stretch, step: int, learning_rates: l
         Diverged: where too many losses in a row are not finite.
     """
     values = trial.losses.settle(trial.team)
+    log.debug("step %d done", step)
     verdict: Verdict | None = None
     if trial.team.leads:
         verdict = trial.reporter.progressed(

@@ -70,6 +70,11 @@ def _show(found: Plan) -> None:
         lines[f"knows {source.name}"] = f"{len(source.prior)} trials" + (
             f"; {source.outside} lie outside of this space" if source.outside else ""
         )
+    packing = found.packing
+    if packing.a_gpu:
+        lines["a GPU holds"] = f"{packing.a_gpu} trial{'s' * (packing.a_gpu != 1)} at a time" + (
+            f": {packing.reason}" if packing.reason else ""
+        )
     _print(lines)
     print()
     screen.print(_phases(found, screen.width))

@@ -24,12 +24,14 @@ class TuneScheduler(FIFOScheduler):
 
     Args:
         spare: how many more trials may run now; below zero where the sweep has more than it may.
+        listen: takes in what trials have told besides; all that came before an evaluation is heard first.
     """
 
-    def __init__(self, driver: Driver, spare: Callable[[], int]) -> None:
+    def __init__(self, driver: Driver, spare: Callable[[], int], listen: Callable[[], None]) -> None:
         super().__init__()
         self._driver = driver
         self._spare = spare
+        self._listen = listen
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what it runs, and must not go on from that."""
@@ -40,6 +42,7 @@ class TuneScheduler(FIFOScheduler):
         evaluation = result.get("evaluation")
         if evaluation is None:
             return str(TrialScheduler.CONTINUE)
+        self._listen()
         decision = self._driver.evaluated(trial.config["order"].trial, evaluation)
         return str(_TUNE[decision])
 

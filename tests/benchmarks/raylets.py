@@ -117,9 +117,9 @@ class Raylets(Marked):
     of its processes, and drivers, inherit.
     """
 
-    def __init__(self, nodes: int, cpus: int = 1) -> None:
+    def __init__(self, nodes: int, cpus: int = 1, gpus: int = 0) -> None:
         super().__init__("raylets")
-        self._cpus = cpus
+        self._cpus, self._gpus = cpus, gpus
         import ray
         from ray.cluster_utils import Cluster
 
@@ -138,13 +138,24 @@ class Raylets(Marked):
 
     def add_node(self) -> Any:
         """Another node."""
-        return self._cluster.add_node(num_cpus=self._cpus, object_store_memory=100 * 2**20)
+        return self._cluster.add_node(
+            num_cpus=self._cpus, num_gpus=self._gpus, object_store_memory=100 * 2**20
+        )
 
     def node_of(self, raylet: int) -> str:
         """The id, in hex, of the node of a raylet."""
         found = re.search(r"--node[-_]id=([0-9a-f]+)", self.processes()[raylet])
         assert found, self.processes()[raylet]
         return found[1]
+
+    def lose(self, raylet: int) -> None:
+        """SIGKILL of a node's raylet, whose workers go with it; nothing where it is gone."""
+        if raylet not in self.pids("/raylet/raylet"):
+            return
+        with contextlib.suppress(OSError):
+            os.kill(raylet, signal.SIGKILL)
+            # It is this process's child: to its workers it lives as long as nobody has waited for it.
+            os.waitpid(raylet, 0)
 
     def close(self) -> None:
         """End every process of the cluster."""
@@ -157,9 +168,9 @@ class Raylets(Marked):
 
 
 @contextlib.contextmanager
-def raylets(nodes: int, cpus: int = 1) -> Iterator[Raylets]:
+def raylets(nodes: int, cpus: int = 1, gpus: int = 0) -> Iterator[Raylets]:
     """A cluster that is gone at the end."""
-    made = Raylets(nodes, cpus)
+    made = Raylets(nodes, cpus, gpus)
     try:
         yield made
     finally:

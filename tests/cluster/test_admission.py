@@ -58,8 +58,8 @@ def test_who_holds_a_gang_keeps_one_and_who_waits_long_comes_first() -> None:
 shapes = st.builds(
     GangShape,
     workers=st.integers(1, 3),
-    cpus_per_worker=st.integers(1, 3),
-    gpus_per_worker=st.sampled_from([0.0, 0.5, 1.0]),
+    cpus_per_worker=st.sampled_from([0.5, 1, 2, 3]),
+    gpus_per_worker=st.sampled_from([0.0, 0.4, 0.5, 1.0, 2.0]),
 )
 claims = st.lists(
     st.builds(
@@ -106,6 +106,16 @@ def test_what_is_allotted_fits_and_is_wanted(there: list[Claim], on: list[Mappin
         for each in there:
             held = sum(workers_on(node, each.shape) for node in on) >= each.shape.workers
             assert not (each.wants and held)
+
+
+def test_fractions_of_two_sweeps_lie_on_whole_gpus() -> None:
+    small = GangShape(workers=1, cpus_per_worker=0.5, gpus_per_worker=0.4)
+    large = GangShape(workers=1, cpus_per_worker=1, gpus_per_worker=1)
+    node = [{"CPU": 8.0, "GPU": 2.0}]
+    alone = [Claim(sweep="small", shape=small, wants=9)]
+    assert allot(alone, node, 0) == {"small": 4}  # 0.2 of each stays idle
+    both = [*alone, Claim(sweep="large", shape=large, wants=9)]
+    assert allot(both, node, 0) == {"small": 2, "large": 1}
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from cluster.capacity import GangShape, attainable, gangs_that_fit, require_fit, workers_on
 
 
-def shape(workers: int = 1, cpus: int = 1, gpus: float = 0.0) -> GangShape:
+def shape(workers: int = 1, cpus: float = 1, gpus: float = 0.0) -> GangShape:
     return GangShape(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
 
 
@@ -27,6 +27,9 @@ def node(cpus: float, gpus: float = 0.0) -> dict[str, float]:
         (node(1, 2), shape(gpus=1), 1),
         (node(8, 1), shape(gpus=0.25), 4),
         (node(8, 1), shape(gpus=0.1), 8),
+        (node(8, 2), shape(gpus=0.4), 4),  # a fraction cannot lie on two of them
+        (node(8, 1.5), shape(gpus=0.5), 3),
+        (node(2), shape(cpus=0.5), 4),
         (node(8, 0.3), shape(gpus=0.1), 3),  # 0.3 / 0.1 is a little less than 3 in floats
         (node(8), shape(gpus=1), 0),
         ({"memory": 1e9}, shape(), 0),  # a node that runs no tasks, such as a head that is kept free

@@ -74,7 +74,7 @@ def run_sweep(ray_nodes: Sequence[Mapping[str, float]]) -> Callable[[SweepSpec, 
 
     def run(spec: SweepSpec, storage: Path) -> Sweep:
         made = sweeps.create(spec, storage)
-        session.run(made, facts=preflight.check(spec), fits=2, progress=Progress())
+        session.run(made, facts=preflight.check(spec), fits=2, gpus_per_worker=0.0, progress=Progress())
         return made
 
     return run

@@ -136,6 +136,19 @@ CHECKED_AGAINST_MODEL_AND_DATA = {
         ["resources.gpus_per_worker=1.5"],
         "resources.gpus_per_worker: must be a whole number or less than 1, got 1.5",
     ),
+    "a core and a half": (
+        ["resources.cpus_per_worker=1.5"],
+        "resources.cpus_per_worker: must be a whole number or less than 1, got 1.5",
+    ),
+    "workers of a trial on one GPU": (
+        ["resources.gpus_per_worker=0.5", "resources.workers=2"],
+        "resources.gpus_per_worker: workers of one trial cannot share a GPU, got 0.5 with 2 workers; "
+        "set it to 1, or resources.workers to 1",
+    ),
+    "GPUs in words": (
+        ["resources.gpus_per_worker=all"],
+        "resources.gpus_per_worker: must be a number >= 0, or auto, got 'all'",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from search import planning
 from search.loading import load
 from search.records import Result, TrialState
 from search.sweep import create
@@ -61,3 +62,21 @@ def test_plan(thaw: Thaw, tmp_path: Path) -> None:
     gone = thaw("plan", file, "--from", "tin", "--storage", storage)
     assert gone.code == 2
     assert f"--from: there is no sweep 'tin' in {storage}; did you mean tiny?" in gone.err
+
+
+def test_plan_says_how_many_trials_share_a_gpu(
+    thaw: Thaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_sweep(tmp_path)
+    storage = ("--storage", tmp_path / "runs")
+    assert "a GPU holds" not in thaw("plan", file, *storage).out
+    quarter = thaw("plan", file, "--set", "resources.gpus_per_worker=0.25", *storage)
+    assert "a GPU holds  4 trials at a time\n" in quarter.out
+    auto = ("--set", "resources.gpus_per_worker=auto")
+    monkeypatch.setattr(planning, "_gpu_bytes", lambda spec: None)
+    told = thaw("plan", file, *auto, *storage)
+    assert "a GPU holds  1 trial at a time: there is no GPU yet whose memory could be looked at" in told.out
+    monkeypatch.setattr(planning, "_gpu_bytes", lambda spec: 24 * 10**9)
+    document = json.loads(thaw("plan", file, *auto, "--json", *storage).out)
+    assert document["packing"]["trials_per_gpu"] == 8
+    assert document["packing"]["gpus_per_worker"] == 0.125

@@ -107,7 +107,7 @@ def troubled(make_spec: Make, ray_nodes: object, tmp_path_factory: pytest.TempPa
     made = sweeps.create(spec, tmp_path_factory.mktemp("runs"))
     # The checks would refuse the space: one point for two blocks cannot be.
     facts = Facts(num_blocks=6, num_train=160, num_validation=60, label_names=("a", "b"), data_fingerprint="")
-    session.run(made, facts=facts, fits=1, progress=Progress())
+    session.run(made, facts=facts, fits=1, gpus_per_worker=0.0, progress=Progress())
     return made
 
 

@@ -28,7 +28,7 @@ def test_a_gang_is_kept_unless_another_sweep_is_to_have_it(
     controller = SimpleNamespace(_actor_cache=cache, _trials=[], get_trials=list)
     wrapped = SimpleNamespace(_tune_controller=controller, get_trials=list, get_live_trials=set)
     spare = spare_before
-    scheduler = TuneScheduler(None, lambda: spare)  # type: ignore[arg-type]
+    scheduler = TuneScheduler(None, lambda: spare, lambda: None)  # type: ignore[arg-type]
     scheduler.choose_trial_to_run(wrapped)
     cached = cache.cache_object("gang", "actor")  # the trial ends
     spare = spare_after
@@ -42,7 +42,7 @@ def test_a_free_gang_goes_when_the_sweep_may_have_no_more() -> None:
     controller = SimpleNamespace(_actor_cache=cache, _trials=[])
     wrapped = SimpleNamespace(_tune_controller=controller, get_trials=list, get_live_trials=set)
     spare = 1
-    scheduler = TuneScheduler(None, lambda: spare)  # type: ignore[arg-type]
+    scheduler = TuneScheduler(None, lambda: spare, lambda: None)  # type: ignore[arg-type]
     scheduler.choose_trial_to_run(wrapped)
     assert cache.cache_object("gang", "actor")
     spare = 0

@@ -130,3 +130,17 @@ def test_touched(make_trial: MakeTrial, team: Team) -> None:
     with torch.no_grad():
         setting.blocks.model.get_parameter("classifier.bias")[0] += 1
     assert setting.touched() == ["classifier.bias"]
+
+
+def test_pretrained_weights_are_mapped_from_their_file(make_trial: MakeTrial, workspace: Workspace) -> None:
+    """So all gangs of a node share their memory, and no gang waits for a copy."""
+    setting = workspace.open(make_trial())
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, *_, path = line.split()
+        if path.endswith("/model.safetensors"):
+            start, _, end = place.partition("-")
+            spans.append((int(start, 16), int(end, 16)))
+    for name, tensor in setting.blocks.model.named_parameters():
+        if name not in setting.fresh_names:
+            assert any(start <= tensor.data_ptr() < end for start, end in spans), name

@@ -21,7 +21,7 @@ class GangConfig:
     """Worker processes, at most."""
     min_workers: int | None = None
     """With how many it still goes on, and starts; with all of them where unset."""
-    cpus_per_worker: int
+    cpus_per_worker: float
     gpus_per_worker: float
     storage: str
     """Directory for Ray Train's own files, seen by all nodes."""
@@ -100,6 +100,14 @@ class Crashed:
     infeasible: bool = False
     """Whether the trial does not fit in memory at all."""
     error: str
+
+
+def cause(before: Crashed, news: Crashed) -> Crashed:
+    """What a trial is judged by, of what workers have said since it began.
+
+    Who finds that it does not fit in memory knows; the others then only miss their connection.
+    """
+    return before if before.infeasible else news
 
 
 News = Greeting | Evaluation | Ended | Failed | Crashed

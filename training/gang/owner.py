@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from training.gang.messages import (
     Order,
     Regroup,
     Word,
+    cause,
     one_line,
 )
 from training.gang.workers import serve
@@ -34,6 +36,8 @@ from training.sizes import Sizes, tighter
 _WAIT_S = 1.0
 _WATCH_INTERVAL_S = 2.0
 _MAX_RESTARTS = 3
+
+log = logging.getLogger(__name__)
 
 
 class _Channel:
@@ -73,6 +77,7 @@ class Gang:
     """
 
     def __init__(self, config: GangConfig) -> None:
+        log.debug("gang asked for")
         self._config = config
         # On the owner's node: with another one it would lose a gang that is still whole.
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -98,6 +103,7 @@ class Gang:
     def begin(self, order: Order) -> None:
         """Train a trial next. One that still runs is stopped first."""
         self.stop()
+        log.debug("trial %d given", order.trial)
         self._order, self._restarts, self._step = order, 0, -1
         self._crash = Crashed(error="killed")
         if self._session is not None:
@@ -198,7 +204,7 @@ class Gang:
                 self._asked = False
                 return news
             if isinstance(news, Crashed):
-                self._crash = news
+                self._crash = cause(self._crash, news)
                 self._stillborn += news.stillborn
                 if self._stillborn > _MAX_RESTARTS:
                     raise GangLost(f"the gang's workers cannot start: {news.error}")

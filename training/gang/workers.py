@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _ASK_INTERVAL_S = 1.0
 
+log = logging.getLogger(__name__)
+
 
 class Regrouping(BaseException):
     """Ends a worker group, and is no failure of the trial: the next group goes on with it."""
@@ -38,6 +40,7 @@ class Regrouping(BaseException):
 
 def serve(settings: dict[str, Any]) -> None:
     """A worker's life: made ready, then orders, until there are none."""
+    log.debug("worker started")
     channel = settings["channel"]
     try:
         team, workspace = _ready(settings["config"])
@@ -51,12 +54,14 @@ def _ready(config: GangConfig) -> tuple[Team, Workspace]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     import torch
 
+    from training import memory
     from training.team import Team
     from training.workspace import Workspace
 
-    torch.set_num_threads(config.cpus_per_worker)
-    if 0 < config.gpus_per_worker < 1:  # what is left of the card is another gang's
-        torch.cuda.set_per_process_memory_fraction(config.gpus_per_worker)
+    torch.set_num_threads(max(1, int(config.cpus_per_worker)))
+    if 0 < config.gpus_per_worker < 1 and torch.cuda.is_available():  # the rest is for other gangs
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory.fraction(config.gpus_per_worker, total))
     team = Team()
     return team, Workspace(team, prefix_store=config.prefix_store, boundaries=config.boundaries)
 
@@ -69,6 +74,7 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
 
     # Errors that every rank comes to by itself, on the same figures.
     agreed = (ValueError, BrokenProof, Diverged, Infeasible)
+    log.debug("worker ready")
     # What is imported stays: the collections between phases need not look at it.
     gc.collect()
     gc.freeze()
@@ -81,6 +87,7 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
         if order is None:
             return
         assert isinstance(order, Order), order
+        log.debug("trial %d taken", order.trial)
         news: Ended | Failed
         try:
             place = Place(order.directory)
@@ -114,6 +121,7 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
                 error=one_line(error),
                 details=traceback.format_exc(),
             )
+        log.debug("trial %d ended", order.trial)
         if team.leads:
             ray.get(channel.tell.remote(session, news))
 
@@ -141,6 +149,7 @@ class _Reporter:
         return Verdict.LEAVE if ray.get(self.channel.must_leave.remote(self.session)) else None
 
     def evaluated(self, evaluation: Evaluation) -> Verdict:
+        log.debug("trial %d evaluated", self.trial)
         ray.get(self.channel.tell.remote(self.session, evaluation))
         word = ray.get(self.channel.next_order.remote(self.session))
         if isinstance(word, Regroup):

@@ -1,0 +1,301 @@
+"""What a sweep's driver costs: next-to-empty trials by the number of trials, gangs and results.
+
+    python -m tests.benchmarks.scale [--trials 10 100 1000] [--gangs 1 2 4] [--raylets 2] [--out FILE]
+
+Each run is a sweep of its own by the command line, on several raylets of this machine: trials of two steps
+of a tiny random model with one result each, and, on the most gangs, once more with several results each.
+Rates count from when the gangs have ended two trials each, so without cold starts. Gangs, driver and Ray
+share this machine's cores, so the rates are lower bounds; what the driver itself costs is measured as its
+CPU time, and Ray's control plane as that of its GCS.
+
+From all runs a cost model is fitted: CPU seconds of the driver for each second that it waits, for each gang
+and second, for each trial and for each result (non-negative least squares over tenths of runs). A driver is
+one Python process, so it is full at one CPU second a second: `sustained` solves for the rate of trials at
+which that is so, and the shortest trials at which so many gangs do not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.benchmarks.raylets import Raylets, raylets, small_sweep
+from tests.benchmarks.soak import status, tiny_model
+
+NODES = 200
+SEVERAL = 8
+"""Results of a trial, in the runs that have more than one."""
+_SAMPLE_S = 0.25
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of a run."""
+
+    seconds: float
+    gangs: int
+    trials: int
+    """That ended in it."""
+    results: int
+    driver_cpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """CPU seconds of a driver."""
+
+    per_second: float
+    per_gang_second: float
+    per_trial: float
+    per_result: float
+
+    def sustained(self, gangs: int, results: float) -> float:
+        """Trials a second, of `results` results each, that fill the driver on `gangs` gangs; 0: none."""
+        left = 1.0 - self.per_second - gangs * self.per_gang_second
+        return max(0.0, left) / (self.per_trial + results * self.per_result)
+
+
+def fit(windows: Sequence[Window]) -> Costs:
+    """The costs that explain the windows best; none is negative."""
+    from scipy.optimize import nnls
+
+    rows = [[w.seconds, w.seconds * w.gangs, w.trials, w.results] for w in windows]
+    found, _ = nnls(np.array(rows, dtype=float), np.array([w.driver_cpu_s for w in windows]))
+    return Costs(per_second=found[0], per_gang_second=found[1], per_trial=found[2], per_result=found[3])
+
+
+def at_scale(costs: Costs, nodes: int = NODES) -> dict[str, Any]:
+    """What the costs mean for a driver with a gang on each of `nodes` nodes."""
+    said: dict[str, Any] = {"nodes": nodes}
+    for results in (1, SEVERAL):
+        rate = costs.sustained(nodes, results)
+        said[f"{results} results a trial"] = {
+            "trials_per_s": rate,
+            "shortest_trial_s": nodes / rate if rate else None,
+        }
+    return said
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+class Sampler:
+    """CPU time and memory of a driver and of Ray's control plane, over time."""
+
+    def __init__(self, cluster: Raylets, driver: int) -> None:
+        [gcs] = cluster.pids("gcs_server")
+        self.samples: list[dict[str, float]] = []
+        self._pids = (driver, gcs)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        driver, gcs = self._pids
+        while not self._ended.wait(_SAMPLE_S):
+            with contextlib.suppress(OSError, KeyError, ValueError):  # it ends
+                self.samples.append(
+                    {
+                        "time": time.time(),
+                        "driver_cpu_s": cpu_s(driver),
+                        "gcs_cpu_s": cpu_s(gcs),
+                        "memory_mb": status(driver)["memory_mb"],
+                    }
+                )
+
+    def end(self) -> list[dict[str, float]]:
+        """All samples."""
+        self._ended.set()
+        self._thread.join()
+        return self.samples
+
+
+def steady(
+    events: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, float]], gangs: int
+) -> tuple[dict[str, float | None], list[Window]]:
+    """The rates of a run once its gangs are warm, and its windows; None, and no windows, of too short a run.
+
+    Raises:
+        ValueError: where fewer trials ended than there are gangs, and one.
+    """
+    ends = sorted(event["time"] for event in events if event["kind"] == "finish")
+    results = [
+        event["time"]
+        for event in events
+        if event["kind"] == "log" and any(name.startswith("eval/") for name in event["metrics"])
+    ]
+    if len(ends) < gangs + 2:
+        raise ValueError(f"{len(ends)} trials are too few for {gangs} gangs; give at least {gangs + 2}")
+    began, ended = ends[min(2 * gangs, len(ends) // 2) - 1], ends[-1]
+
+    def count(times: Sequence[float], a: float, b: float) -> int:
+        return sum(a < at <= b for at in times)
+
+    figures: dict[str, float | None] = {
+        "trials_per_s": count(ends, began, ended) / (ended - began),
+        "results_per_s": count(results, began, ended) / (ended - began),
+    }
+    inside = [sample for sample in samples if began <= sample["time"] <= ended]
+    marks = inside[:: max(1, len(inside) // 10)]
+    windows = [
+        Window(
+            seconds=b["time"] - a["time"],
+            gangs=gangs,
+            trials=count(ends, a["time"], b["time"]),
+            results=count(results, a["time"], b["time"]),
+            driver_cpu_s=b["driver_cpu_s"] - a["driver_cpu_s"],
+        )
+        for a, b in pairwise(marks)
+    ]
+    names = (
+        "driver_cores",
+        "driver_cpu_s_per_trial",
+        "gcs_cpu_s_per_trial",
+        "memory_mb_first",
+        "memory_mb_last",
+    )
+    if not windows:
+        return figures | dict.fromkeys(names), []
+    first, last = inside[0], inside[-1]
+    trials = max(1, count(ends, first["time"], last["time"]))
+    driver, gcs = (last[name] - first[name] for name in ("driver_cpu_s", "gcs_cpu_s"))
+    said = (
+        driver / (last["time"] - first["time"]),
+        driver / trials,
+        gcs / trials,
+        first["memory_mb"],
+        last["memory_mb"],
+    )
+    return figures | dict(zip(names, said, strict=True)), windows
+
+
+def run(
+    cluster: Raylets, place: Path, trials: int, gangs: int, results: int
+) -> tuple[dict[str, Any], list[Window]]:
+    """One sweep."""
+    name = f"scale-{trials}-{gangs}-{results}"
+    raw = small_sweep(
+        place,
+        name,
+        model={"name": str(place / "model")},
+        # Sixteen of 160 examples are a step.
+        training={
+            "epochs": 0.2 if results == 1 else 0.1 * results,
+            "evaluations_per_epoch": 10,
+            "log_every": 10,
+        },
+        search={"trials": trials},
+        resources={"max_concurrent": gangs},
+    )
+    if results == 1:
+        raw["training"]["evaluations_per_epoch"] = 1
+    file = place / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    running = cluster.drive("run", file, "--storage", place, supervised=False)
+    sampler = Sampler(cluster, running.pid)
+    log = running.communicate()[0]
+    samples = sampler.end()
+    if running.returncode:
+        raise RuntimeError(f"{name} ended with {running.returncode}: {log[-1500:]}")
+    events = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+    figures, windows = steady(events, samples, gangs)
+    return {"trials": trials, "gangs": gangs, "results": results, **figures}, windows
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    columns = {
+        "trials": "trials",
+        "gangs": "gangs",
+        "results": "results",
+        "trials_per_s": "trials/s",
+        "results_per_s": "results/s",
+        "driver_cores": "driver cores",
+        "driver_cpu_s_per_trial": "driver s/trial",
+        "gcs_cpu_s_per_trial": "GCS s/trial",
+        "memory_mb_last": "driver MB",
+    }
+    lines = ["  ".join(f"{heading:>14}" for heading in columns.values())]
+    for row in found["rows"]:
+        cells = ["-" if row[name] is None else f"{row[name]:.4g}" for name in columns]
+        lines.append("  ".join(f"{cell:>14}" for cell in cells))
+    costs, scale = found["costs"], found["at_scale"]
+    lines.append(
+        f"driver CPU: {costs['per_second']:.3f} s a second, {1e3 * costs['per_gang_second']:.2f} ms a gang "
+        f"and second, {1e3 * costs['per_trial']:.1f} ms a trial, {1e3 * costs['per_result']:.1f} ms a result"
+    )
+    for name, said in scale.items():
+        if isinstance(said, Mapping):
+            shortest = (
+                "no trials at all"
+                if said["shortest_trial_s"] is None
+                else (
+                    f"{said['trials_per_s']:.1f} trials/s, so none has to wait where trials last "
+                    f"{said['shortest_trial_s']:.0f} s or more"
+                )
+            )
+            lines.append(f"one driver on {scale['nodes']} gangs, {name}: {shortest}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--gangs", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--raylets", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None, help="also write the JSON there")
+    options = parser.parse_args(arguments)
+    most, many = max(options.gangs), sorted(options.trials)[len(options.trials) // 2]
+    wanted = [(trials, gangs, 1) for trials in options.trials for gangs in options.gangs]
+    wanted.append((many, most, SEVERAL))
+    rows, windows = [], []
+    each = -(-most // options.raylets)
+    with tempfile.TemporaryDirectory() as temporary, raylets(options.raylets, cpus=each) as cluster:
+        place = Path(temporary)
+        os.environ.setdefault("THAW_CACHE", str(place / "cache"))
+        (place / "model").mkdir()
+        tiny_model(place / "model")
+        for trials, gangs, results in wanted:
+            row, seen = run(cluster, place, trials, gangs, results)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            rows.append(row)
+            windows += seen
+    costs = fit(windows)
+    found = {
+        "raylets": options.raylets,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "rows": rows,
+        "costs": asdict(costs),
+        "at_scale": at_scale(costs),
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+    print(table(found))
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
