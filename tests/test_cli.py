@@ -223,3 +223,12 @@ def test_the_schema_refuses_a_sweep_without_data(schema: dict[str, Any]) -> None
     del sweep["data"]
     with pytest.raises(Wrong, match="data is missing"):
         validate(schema, sweep, schema)
+
+
+def test_the_end_of_a_process_looks_through_nothing() -> None:
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print('frozen', gc.get_freeze_count() > 1000))\n"
+        "import launch; sys.argv = ['thaw', '--help']; launch.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.endswith("frozen True\n"), done

@@ -135,6 +135,11 @@ class Draft:
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._thread.start()
 
+    def written(self, within_s: float) -> bool:
+        """Whether `files` will not wait, after so many seconds at most."""
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
     def files(self) -> dict[str, dict[str, Any]]:
         """Size and checksum of this rank's files by name, once they are written.
 
@@ -197,7 +202,10 @@ class Draft:
             self._place.mkdir(parents=True, exist_ok=True)
             for kind, tensors in (("weights", self._weights), ("slots", self._slots)):
                 file = self._place / f"{kind}-{self._part}.safetensors"
-                save_file(tensors, file)
+                try:
+                    save_file(tensors, file)
+                except SafetensorError as error:  # its only one, whatever the file system said
+                    raise OSError(f"{file}: cannot be written: {error}") from error
                 self._files[file.name] = _describe(file)
                 if self._remote is not None:
                     (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))

@@ -105,6 +105,13 @@ class Engine:
             ),
             dist_init_required=False,
         )
+        plain = self._engine.optimizer is self._optimizer
+        if plain and team.size == 1:
+            # There is nobody to average with, and it would copy all gradients there and back for it.
+            self._engine.enable_backward_allreduce = False
+        # See `deepspeed_settings`.
+        self._clip_norm = training.max_grad_norm if plain else 0.0
+        self._trained = [parameters[name] for group in groups for name in group.names]
         self._homes = Homes(self._engine, self._optimizer, kind, team, names=self._names, shapes=shapes)
         known = originals | {name: weights[name] for name in originals if name in weights}
         self._homes.load(known, slots, groups)
@@ -116,6 +123,13 @@ class Engine:
     def __call__(self, **inputs: Any) -> Tensor:
         """Logits of the module for `inputs`."""
         return self._engine(**inputs).logits
+
+    def evaluated(self, **inputs: Any) -> Tensor:
+        """Logits of the module for `inputs`, in fp32, without gradient."""
+        # What ZeRO-3 gathers on the way it keeps, and training goes on with.
+        sharded = self._engine.zero_optimization_stage() == 3
+        with torch.no_grad() if sharded else torch.inference_mode():
+            return self(**inputs).float()
 
     @property
     def module(self) -> nn.Module:
@@ -140,6 +154,8 @@ class Engine:
         """
         for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
             settings["lr"] = group.learning_rate * lr_factor
+        if self._clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
         try:
             self._engine.step()
         except Exception as error:  # DeepSpeed has no type of its own for it
@@ -186,6 +202,7 @@ class Engine:
         self._optimizer.param_groups.clear()
         self._homes.clear()
         self._scaler = None
+        self._trained.clear()
         # ZeRO-3 notes every module that it makes an engine of, and every coordinator, for good.
         deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK.clear()
         _RELEASES.cache_clear()

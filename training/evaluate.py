@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training.batches import evaluation_batches
 from training.engine import Engine
@@ -28,18 +29,21 @@ def evaluate(
     """
     split = feed.frozen.split(name)
     batches = evaluation_batches(split.lengths, batch_tokens)
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    order: list[np.ndarray] = []
+    logits: list[Tensor] = []
     engine.module.eval()
-    with torch.no_grad():
-        for first in range(0, len(batches), team.size):
-            mine = first + team.rank
-            indices = batches[min(mine, len(batches) - 1)]
-            inputs, _ = feed.batch(name, indices)
-            logits = engine(**inputs)
-            if mine < len(batches):
-                parts.append((indices, logits.float().cpu().numpy()))
-    gathered = [part for rank in team.gather(parts) for part in rank]
-    order = np.concatenate([indices for indices, _ in gathered])
-    logits_all = np.concatenate([logits for _, logits in gathered])[np.argsort(order)]
-    metrics = task.compute(logits_all, np.asarray(split.labels))
+    for first in range(0, len(batches), team.size):
+        mine = first + team.rank
+        indices = batches[min(mine, len(batches) - 1)]
+        inputs, _ = feed.batch(name, indices)
+        found = engine.evaluated(**inputs)
+        if mine < len(batches):
+            order.append(indices)
+            logits.append(found)
+    # The only place that waits for the device.
+    part = (np.concatenate(order), torch.cat(logits).cpu().numpy()) if order else None
+    gathered = [part for part in team.gather(part) if part is not None]
+    places = np.argsort(np.concatenate([indices for indices, _ in gathered]))
+    whole = np.concatenate([values for _, values in gathered])[places]
+    metrics = task.compute(whole, np.asarray(split.labels))
     return {f"eval/{name}": float(value) for name, value in metrics.items()}

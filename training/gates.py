@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from training.linear import Linear
+
 _LINEAR = nn.functional.linear
 """Torch's own. While ZeRO-3 has an engine there is another in its place, which rounds otherwise."""
 
@@ -153,8 +155,8 @@ class Segment(nn.Module):
         self.base = base
         self._gates, self._catches = gates, catches
         for module in base.modules():
-            if type(module) is nn.Linear:
-                module.forward = MethodType(_linear, module)  # type: ignore[method-assign]
+            if type(module) in (nn.Linear, Linear):
+                module.forward = MethodType(_linear, module)
 
     def forward(self, *, states: tuple[Tensor, ...] = (), **batch: Tensor) -> tuple[Tensor, ...]:
         """States at the upper boundary.
@@ -182,6 +184,8 @@ class Segment(nn.Module):
 
 def _linear(module: nn.Linear, states: Tensor) -> Tensor:
     """What a frozen layer puts out must not depend on the engine of whoever computes it."""
+    if isinstance(module, Linear):
+        return module.product(states, _LINEAR)
     return _LINEAR(states, module.weight, module.bias)
 
 

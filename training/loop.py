@@ -22,12 +22,13 @@ from training.plan import Stretch, plan
 from training.probe import fitting
 from training.proof import BrokenProof, Witness, prove, step_sizes
 from training.reporter import Reporter, Verdict
-from training.reports import report_course, report_evaluation, report_progress, report_saved, save
+from training.reports import report_course, report_evaluation, report_progress, report_saved, save, settle
 from training.rng import derive
 from training.sizes import Moment, Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
+from training.transfer import there
 from training.trial import (
     Diverged,
     Infeasible,
@@ -120,13 +121,18 @@ def train(
             return Verdict.STOP
         if is_last(trial):
             return Verdict.CONTINUE
-    for stretch in course.stretches:
-        if state.step < stretch.stop:
-            verdict, state = _run_phase(trial, stretch, state)
-            if verdict is not Verdict.CONTINUE:
-                return verdict
-            if trial.history and is_last(trial):
-                break
+    try:
+        for stretch in course.stretches:
+            if state.step < stretch.stop:
+                verdict, state = _run_phase(trial, stretch, state)
+                if verdict is not Verdict.CONTINUE:
+                    return verdict
+                if trial.history and is_last(trial):
+                    break
+    except Diverged:  # all ranks alike
+        if settle(trial, wait=True) is Verdict.STOP:
+            return Verdict.STOP
+        raise
     return Verdict.CONTINUE
 
 
@@ -189,6 +195,9 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
         witness = Witness(live.module, live.loss_scale)
         while True:
             if trial.owes_evaluation(done):
+                verdict = settle(trial, wait=True)
+                if verdict is Verdict.STOP:
+                    break
                 state = snapshot()
                 with _watched("evaluation", team, state):
                     verdict = report_evaluation(
@@ -198,6 +207,8 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
                     break
                 suffix.set_modes(live.module, stretch.phase, blocks)
             if done == stretch.stop:
+                if trial.unsaved:
+                    verdict = settle(trial, wait=True)
                 break
             factor = optim.lr_factor(
                 done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
@@ -216,7 +227,12 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
             if done in {begun + 1, stretch.stop, *trial.plan.evaluations} or done % training.log_every == 0:
                 rates = [group.learning_rate * factor for group in phase.groups]
                 verdict = report_progress(trial, stretch, done, rates)
-                if verdict is Verdict.LEAVE and not trial.owes_evaluation(done):
+                leaves = verdict is Verdict.LEAVE and not trial.owes_evaluation(done)
+                told = settle(trial, wait=leaves)
+                if told is Verdict.STOP:
+                    verdict = told
+                    break
+                if leaves:
                     state = snapshot()
                     save(trial, stretch, state)
                     break
@@ -249,8 +265,8 @@ def _gradients(trial: Trial, step: int, phase: Opened, micro_batch: int) -> Tens
     total = torch.zeros((), device=team.device)
     for index, part in enumerate(parts):
         micro = part[team.rank]
-        real = torch.from_numpy(micro.weights).to(team.device)
-        torch.manual_seed(derive(trial.config.seed, "dropout", step, index, team.rank))
+        real = there(torch.from_numpy(micro.weights), team.device)
+        team.seed(derive(trial.config.seed, "dropout", step, index, team.rank))
         loss = (phase.losses(micro.indices) * real).sum() / weight
         # The engine averages gradients over the ranks, the batch's mean loss is a sum over them.
         phase.engine.backward(loss * team.size, last=index == len(parts) - 1)

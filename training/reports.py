@@ -13,9 +13,13 @@ from training.opening import Opened
 from training.plan import Stretch
 from training.reporter import Course, Evaluation, PhaseOutline, Progress, Verdict
 from training.schedules import describe
-from training.trial import Diverged, Trial, is_last
+from training.trial import Diverged, Trial, Unsaved, is_last
 
 log = logging.getLogger(__name__)
+
+GRACE_S = 0.5
+"""How long a verdict is waited for after an evaluation: most checkpoints are written by then, and a trial
+that is to end takes no step for nothing."""
 
 
 def report_course(trial: Trial, resumed_step: int) -> None:
@@ -93,7 +97,11 @@ def _draft(trial: Trial, state: State) -> checkpoint.Draft:
 def report_evaluation(
     trial: Trial, stretch: Stretch, state: State, phase: Opened, *, batch_tokens: int
 ) -> Verdict:
-    """Evaluate, and write the checkpoint meanwhile; rank 0 reports and asks, all ranks obey."""
+    """Evaluate, and write the checkpoint meanwhile.
+
+    Returns:
+        what becomes of the trial; CONTINUE where the checkpoint takes longer: `settle` has the word then.
+    """
     setting, team = trial.setting, trial.team
     draft = _draft(trial, state)
     try:
@@ -110,12 +118,35 @@ def report_evaluation(
         draft.discard()
         raise
     trial.history.append(told)
-    files = {name: file for part in team.gather(draft.files()) for name, file in part.items()}
+    trial.unsaved.append(Unsaved(draft=draft, phase=stretch.phase.name, history=tuple(trial.history)))
+    return settle(trial, wait=is_last(trial), within_s=GRACE_S)
+
+
+def settle(trial: Trial, *, wait: bool, within_s: float = 0.0) -> Verdict:
+    """Tell an evaluation whose checkpoint was still being written: it counts once that is durable.
+
+    Args:
+        wait: for the checkpoint, however long it takes.
+        within_s: else for so many seconds; then training goes on, and this is called again.
+
+    Returns:
+        what becomes of the trial; CONTINUE where there is nothing to tell yet.
+    """
+    team = trial.team
+    if not trial.unsaved:
+        return Verdict.CONTINUE
+    (unsaved,) = trial.unsaved
+    if not wait and not all(team.gather(unsaved.draft.written(within_s))):
+        return Verdict.CONTINUE
+    files = {name: file for part in team.gather(unsaved.draft.files()) for name, file in part.items()}
+    trial.unsaved.clear()
     saved = None
     if team.leads:
-        saved = draft.commit(files, trial.identity, phase=stretch.phase.name, history=trial.history)
+        saved = unsaved.draft.commit(files, trial.identity, phase=unsaved.phase, history=unsaved.history)
         # Those between evaluations are known to nobody else, and have served.
-        checkpoint.drop(trial.directory, trial.remote, keep=trial.plan.evaluations, before=state.step)
+        checkpoint.drop(
+            trial.directory, trial.remote, keep=trial.plan.evaluations, before=unsaved.draft.state.step
+        )
     return report_saved(trial, saved)
 
 

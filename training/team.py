@@ -43,6 +43,14 @@ class Team:
         """Whether this is rank 0, the one that asks and reports."""
         return self.rank == 0
 
+    def seed(self, seed: int) -> None:
+        """Seed what torch draws on the CPU and on this rank's device."""
+        # `torch.manual_seed` asks every kind of device there might be, and keeps a stack trace of each
+        # call for a CUDA that is not there: a millisecond, and memory that is never given back.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` on every rank."""
         if self.size == 1:

@@ -99,6 +99,16 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unsaved:
+    """An evaluation whose checkpoint is still being written."""
+
+    draft: checkpoint.Draft
+    phase: str
+    history: tuple[Told, ...]
+    """The evaluations up to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """What stays the same from the first step to the last."""
 
@@ -117,6 +127,8 @@ class Trial:
     class_weights: np.ndarray | None
     """float32 [C]."""
     losses: Losses
+    unsaved: list[Unsaved] = field(default_factory=list)
+    """At most one; nobody has been told of it yet."""
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     @cached_property

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from training import attention, linear
 from training.blocks import Blocks
 from training.config import DataConfig, ModelConfig, PrefixStoreConfig, TaskConfig, TrialConfig
 from training.data import Data, cache_root, prepare
@@ -146,6 +147,8 @@ def load(
         output_loading_info=True,
     )
     model.config.pad_token_id = data.pad_id
+    linear.adopt(model)
+    attention.adopt()
     blocks = Blocks(model)
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         if blocks.unit(name) != "head":

@@ -42,7 +42,9 @@ def deepspeed_settings(
         # The caller scales its losses and marks the last micro-batch: batches differ in size.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": training.max_grad_norm,
+        # In fp32 at stage 0 gradients are whole on every rank when they are clipped, by the caller:
+        # DeepSpeed would have all ranks agree on their norm, and copy a number to the device for it.
+        "gradient_clipping": 0.0 if training.precision == "fp32" and stage == 0 else training.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

@@ -29,7 +29,7 @@ import yaml
 
 from tests.benchmarks.raylets import Raylets, raylets, small_sweep, wait_for
 
-BATCH, EXAMPLES, EVALUATIONS = 16, 160, 4
+BATCH, EXAMPLES, EPOCHS, EVALUATIONS = 16, 160, 4, 8
 INTERVAL = EXAMPLES // 2
 """Examples between two checkpoints."""
 NOTICE_S = 25.0
@@ -63,7 +63,7 @@ def worker(cluster: Raylets, rng: random.Random) -> str:
 def raylet(cluster: Raylets, rng: random.Random) -> str:
     """SIGKILL of the raylet under a worker; another node takes its place."""
     pid = rng.choice(sorted(trainers(cluster).values()))
-    os.kill(pid, signal.SIGKILL)
+    cluster.lose(pid)
     cluster.add_node()
     return f"raylet {pid}"
 
@@ -97,11 +97,7 @@ def drain(cluster: Raylets, rng: random.Random) -> str:
     assert accepted, why
     cluster.add_node()
 
-    def take() -> None:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-
-    threading.Timer(NOTICE_S, take).start()
+    threading.Timer(NOTICE_S, cluster.lose, [pid]).start()
     return f"raylet {pid} with notice"
 
 
@@ -161,9 +157,13 @@ class Blow:
 
 
 def left(cluster: Raylets) -> list[str]:
-    """Workers and drivers that live."""
-    lines = [line.strip() for line in cluster.processes().values()]
-    return [line for line in lines if "RayTrainWorker" in line or "launch.py" in line]
+    """Workers and drivers that live, with their parents."""
+    found = []
+    for pid, line in cluster.processes().items():
+        with contextlib.suppress(OSError):
+            if "RayTrainWorker" in line or "launch.py" in line:
+                found.append(f"{line.strip()} (pid {pid} of {parent(pid)})")
+    return found
 
 
 def run(
@@ -178,7 +178,7 @@ def run(
     reader = threading.Thread(target=lambda: lines.extend(running.stdout or ()), daemon=True)
     reader.start()
     for number, fault in enumerate(faults):
-        evaluations = rng.randint(1, EVALUATIONS - 1)
+        evaluations = rng.randint(1, EVALUATIONS - 2)
         wait_for(
             lambda number=number, least=evaluations: (  # type: ignore[misc]
                 running.poll() is not None
@@ -257,7 +257,7 @@ def complaints(run: dict[str, Any]) -> list[str]:
             found.append(f"{fault}: {examples} examples trained again")
     if run["freed_s"] is None or run["freed_s"] > FREED_S:
         found.append(f"resources free after {run['freed_s']} s: {run['held_by']}")
-    return found + [f"left: {process}" for process in run["left"]]
+    return found + [f"left: {process}" for process in run["left"] if run["freed_s"] is None]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -278,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         raw = small_sweep(
             place,
             "faults",
+            training={"epochs": EPOCHS},
             # With one to spare: a fault that comes late meets the next.
             search={"trials": len(faults) + 1},
             resources={"workers": options.workers, "max_concurrent": 1},

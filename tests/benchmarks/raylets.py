@@ -148,6 +148,15 @@ class Raylets(Marked):
         assert found, self.processes()[raylet]
         return found[1]
 
+    def lose(self, raylet: int) -> None:
+        """SIGKILL of a node's raylet, whose workers go with it; nothing where it is gone."""
+        if raylet not in self.pids("/raylet/raylet"):
+            return
+        with contextlib.suppress(OSError):
+            os.kill(raylet, signal.SIGKILL)
+            # It is this process's child: to its workers it lives as long as nobody has waited for it.
+            os.waitpid(raylet, 0)
+
     def close(self) -> None:
         """End every process of the cluster."""
         import ray

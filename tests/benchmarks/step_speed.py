@@ -1,9 +1,10 @@
 """How long an epoch takes with frozen blocks stored, recomputed, and under Hugging Face's Trainer.
 
 `python -m tests.benchmarks.step_speed [--out FILE]` fine-tunes MiniLM-L6 on the bundled movie
-sentences, one thread, and prints a table of ratios. Every side runs the same epoch (examples, batch
-size, precision, optimizer, the model's own dropout, top blocks thawed), in turns, Thaw in this process
-and Trainer, which pads each batch to its longest example, in another; the best of the repeats counts.
+sentences, on the GPU where there is one, else in one thread, and prints a table of ratios. Every side runs
+the same epoch (examples, batch size, precision, optimizer, the model's own dropout, top blocks thawed), in
+turns, Thaw in this process and Trainer, which pads each batch to its longest example, in another, with
+torch and model as they come; the best of the repeats counts.
 What is timed is from the end of the first step to the end of the last, scaled to the epoch, so no side
 pays for start-up, evaluation or checkpoints; with `--clock cpu` it is the process's CPU time, which
 other work on the machine disturbs less. What it takes to fill the store, in a scratch folder, is told
@@ -13,6 +14,7 @@ apart: it is paid once for all trials.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import multiprocessing
@@ -31,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.blocks import Blocks
 from training.config import (
     DataConfig,
     LimitConfig,
@@ -46,7 +49,7 @@ from training.loop import train
 from training.prefix import clear
 from training.reporter import Course, Evaluation, Progress, Verdict
 from training.team import Team
-from training.workspace import Workspace, load
+from training.workspace import Workspace
 
 DATA = Path(__file__).resolve().parents[2] / "search" / "sweeps" / "movie-reviews"
 TARGETS = {0: 40.0, 1: 2.4, 2: 1.5, 6: 1.0}
@@ -126,21 +129,31 @@ def trainer_epoch(config: TrialConfig, cache: Path, thawed: int, clock_name: str
 
     In a process of its own: in one that has a process group Trainer wraps the model for several workers.
     """
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoModelForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
-    from training.models import load_tokenizer
+    from training.data import prepare
+    from training.models import load_tokenizer, model_directory
 
     global _clock
     _clock = clock_name
     torch.set_num_threads(1)
     os.environ.pop("LOCAL_RANK", None)  # inherited from a worker, which this is not
-    setting = load(config, cache)
-    model: Any = setting.blocks.suffix(-1)
+    data = prepare(config.model, config.task, config.data, cache=cache)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        model_directory(config.model), num_labels=len(data.label_names), dtype=torch.float32
+    )
+    blocks = Blocks(copy.deepcopy(model))
     for name, parameter in model.named_parameters():
-        unit = setting.blocks.unit(name)
+        unit = blocks.unit(name)
         above = isinstance(unit, int) and unit >= BLOCKS - thawed
         parameter.requires_grad_(unit == "head" or above or thawed == BLOCKS)
-    split = setting.data.train
+    split = data.train
     rows = [
         {"input_ids": split.ids[a:b].tolist(), "attention_mask": [1] * int(b - a), "labels": int(label)}
         for a, b, label in zip(split.offsets, split.offsets[1:], split.labels, strict=False)
@@ -149,6 +162,8 @@ def trainer_epoch(config: TrialConfig, cache: Path, thawed: int, clock_name: str
 
     class Steps(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if torch.cuda.is_available() and state.global_step in (1, state.max_steps):
+                torch.cuda.synchronize()
             now = _now()
             if not clock.first:
                 clock.began, clock.first = now, state.global_step
@@ -164,7 +179,8 @@ def trainer_epoch(config: TrialConfig, cache: Path, thawed: int, clock_name: str
                 learning_rate=config.training.learning_rate,
                 optim="adamw_torch_fused",
                 bf16=config.training.precision == "bf16",
-                use_cpu=True,
+                use_cpu=not torch.cuda.is_available(),
+                dataloader_pin_memory=torch.cuda.is_available(),
                 report_to=[],
                 save_strategy="no",
                 logging_strategy="no",
@@ -194,7 +210,7 @@ def fill(workspace: Workspace, config: TrialConfig, thawed: int) -> dict[str, fl
     setting = workspace.open(config)
     dtype = compute_dtype(config.training.precision)
     began = _now()
-    entry = setting.frozen.entry("train", BLOCKS - thawed, dtype, torch.device("cpu"))
+    entry = setting.frozen.entry("train", BLOCKS - thawed, dtype, workspace.team.device)
     seconds = _now() - began
     assert entry is not None, "there is no room for the store"
     size = sum(state.nbytes for state in entry.states)
@@ -207,7 +223,7 @@ def measure(
 ) -> dict[str, Any]:
     """All figures."""
     torch.set_num_threads(1)
-    team = Team(torch.device("cpu"))
+    team = Team()
     spawned = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     with scratch() as cache, spawned as rival:
         stored = Workspace(team, cache)
@@ -243,7 +259,7 @@ def measure(
             }
         )
     return {
-        "machine": {"cpu": _cpu(), "threads": 1, "torch": torch.__version__, "load": list(_load())},
+        "machine": {"device": _device(team), "threads": 1, "torch": torch.__version__, "load": list(_load())},
         "examples": examples,
         "mean_tokens": float(np.mean(lengths)),
         "batch_size": batch_size,
@@ -257,8 +273,8 @@ def measure(
 def table(found: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
-        f"{found['examples']} sentences, batch {found['batch_size']}, {found['precision']}, one thread of "
-        f"{found['machine']['cpu']}; {found['clock']} seconds per epoch, best of {found['repeats']}",
+        f"{found['examples']} sentences, batch {found['batch_size']}, {found['precision']}, one thread, "
+        f"{found['machine']['device']}; {found['clock']} seconds per epoch, best of {found['repeats']}",
         f"{'thawed':>6} {'stored':>8} {'recomp.':>8} {'Trainer':>8} {'T/stored':>9} {'target':>7} "
         f"{'T/recomp.':>9} {'fill once':>16}",
     ]
@@ -274,7 +290,9 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cpu() -> str:
+def _device(team: Team) -> str:
+    if team.device.type == "cuda":
+        return torch.cuda.get_device_name(team.device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -41,3 +41,12 @@ def test_nodes_come_when_gangs_wait_and_go_when_they_are_idle(tmp_path: Path, ca
     assert found["course"][0] == 0
     assert 2 <= found["most"] <= 3
     assert found["course"][-1] == 0
+
+
+def test_a_node_is_lost_and_another_taken_away_with_notice(tmp_path: Path, cache: Path) -> None:
+    found = bench("faults", "--faults", "raylet,drain", "--times", "1", out=tmp_path / "f.json", cache=cache)
+    [run] = found["runs"]
+    assert run["complaints"] == []
+    assert sorted(run["faults"]) == ["drain", "raylet"]
+    assert len(run["victims"]) == 2
+    assert any(run["repeated_examples"])  # a trial went on from a checkpoint

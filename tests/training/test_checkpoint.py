@@ -177,6 +177,16 @@ def test_a_draft_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.M
     assert newest(tmp_path, MINE) is None
 
 
+def test_a_file_system_that_refuses(tmp_path: Path) -> None:
+    path = path_of(tmp_path, 3)
+    (path.with_name(f".{path.name}.t") / WEIGHTS / "in the way").mkdir(parents=True)
+    draft = Draft(path, state(), rank=0, ranks=1, token="t")
+    with pytest.raises(OSError, match=rf"{WEIGHTS}: cannot be written: .*\(os error \d+\)"):
+        draft.files()
+    draft.discard()
+    assert not list(tmp_path.iterdir())
+
+
 def test_clean_removes_what_was_left(tmp_path: Path) -> None:
     kept = write(tmp_path, 3)
     Draft(path_of(tmp_path, 6), state(6), rank=0, ranks=1, token="dead").files()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.training.conftest import Crew, MakeTrial
 from tests.training.test_loop import run
@@ -55,14 +54,14 @@ def test_its_distribution_does_not_depend_on_the_number_of_workers(
 
 def seeds_there(team: Team, config: TrialConfig, directory: Path) -> list[int]:
     seeds: list[int] = []
-    manual_seed = torch.manual_seed
+    set_seed = Team.seed
 
-    def noted(seed: int) -> torch.Generator:
+    def noted(team: Team, seed: int) -> None:
         seeds.append(seed)
-        return manual_seed(seed)
+        set_seed(team, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "manual_seed", noted)
+        patch.setattr(Team, "seed", noted)
         run(config, Workspace(team), directory)
     return seeds
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from torch import Tensor
@@ -475,3 +476,41 @@ def test_an_engine_is_closed_whatever_happens(team: Team) -> None:
     del module, caught
     gc.collect()
     assert alive() is None
+
+
+def test_alone_no_gradient_is_copied_to_be_averaged(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed would lay them all end to end for it, and copy them back."""
+    reduced: list[int] = []
+    real = deepspeed.comm.all_reduce
+    monkeypatch.setattr(
+        deepspeed.comm, "all_reduce", lambda t, *a, **kw: reduced.append(t.numel()) or real(t, *a, **kw)
+    )
+    training = settings()
+    blocks = Blocks(tiny_model())
+    module = suffix.build(GROWING[2], blocks, {}, dropout=0.0)
+    named = dict(module.named_parameters())
+    groups = optim.groups(
+        named, blocks=blocks, shapes={n: p.shape for n, p in named.items()}, ages={}, training=training
+    )
+    with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
+        inputs, labels = batch_of(0)
+        live.backward(cross_entropy(live(**inputs), labels), last=True)
+        live.step(1.0)
+    assert reduced == []
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_evaluation_keeps_nothing_for_autograd(stage: int, team: Team) -> None:
+    """At stage 3 in the weaker way: what is gathered there stays, and trains."""
+    training, phase, blocks = settings(stage), GROWING[2], Blocks(tiny_model())
+    module = suffix.build(phase, blocks, {}, dropout=0.0)
+    named = dict(module.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in named.items()}
+    groups = optim.groups(named, blocks=blocks, shapes=shapes, ages={}, training=training)
+    with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
+        inputs, labels = batch_of(0)
+        found = live.evaluated(**inputs)
+        assert found.is_inference() == (stage < 3)
+        assert not found.requires_grad
+        live.backward(cross_entropy(live(**inputs), labels), last=True)
+        live.step(1.0)

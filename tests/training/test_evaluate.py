@@ -25,8 +25,9 @@ class Whole:
     def __init__(self, module: Any) -> None:
         self.module = module.train()
 
-    def __call__(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self.module(**inputs).logits
+    def evaluated(self, **inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.module(**inputs).logits
 
 
 def split_of(setting: Any, count: int) -> Split:

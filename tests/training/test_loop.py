@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from tests.training.conftest import Crew, Killed, MakeTrial, Recorder, assert_same, largest_difference, plain
 from tests.training.reference import reference
-from training import checkpoint, optim
+from training import checkpoint, loop, optim
 from training.checkpoint import CheckpointError, State
 from training.config import LimitConfig, PhaseConfig, TrialConfig, UnfreezingConfig, ZeroConfig
 from training.loop import train
@@ -260,13 +262,13 @@ def test_every_micro_batch_has_its_own_dropout(
     make_trial: MakeTrial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    manual_seed = torch.manual_seed
+    set_seed = Team.seed
 
-    def noted(seed: int) -> torch.Generator:
+    def noted(team: Team, seed: int) -> None:
         seeds.append(seed)
-        return manual_seed(seed)
+        set_seed(team, seed)
 
-    monkeypatch.setattr(torch, "manual_seed", noted)
+    monkeypatch.setattr(Team, "seed", noted)
     run(plain(make_trial(micro_batch_size=3)), workspace, tmp_path)
     # Five batches of 8 and one of 4, in parts of at most 3; rank 0 of 1.
     micros = [(step, index) for step in range(6) for index in range(3 if step < 5 else 2)]
@@ -467,3 +469,60 @@ def test_divergence(
     assert not list((tmp_path / "bad").glob("step-*"))
     # The workspace is as good as new.
     assert run(make_trial(), workspace, tmp_path / "good")[0].step == 6
+
+
+WAITING = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
+
+
+@pytest.mark.parametrize("schedule", ["top", "full"])
+def test_no_step_waits_for_the_device(
+    schedule: str,
+    make_trial: MakeTrial,
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Losses are fetched in groups; nothing of ours reads a tensor in between, also with class weights."""
+    in_step, waited = [False], []
+
+    def watched(name: str, real: Any) -> Any:
+        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            caller = sys._getframe(1).f_code
+            if in_step[0] and f"{os.sep}training{os.sep}" in caller.co_filename:
+                waited.append((name, caller.co_name))
+            return real(tensor, *args, **kwargs)
+
+        return call
+
+    def part(real: Any) -> Any:
+        def run(*args: Any) -> Any:
+            in_step[0] = True
+            try:
+                return real(*args)
+            finally:
+                in_step[0] = False
+
+        return run
+
+    for name in WAITING:
+        monkeypatch.setattr(Tensor, name, watched(name, getattr(Tensor, name)))
+    for name in ("_gradients", "_update"):
+        monkeypatch.setattr(loop, name, part(getattr(loop, name)))
+    unfreezing = UnfreezingConfig(schedule=schedule)  # type: ignore[arg-type]
+    config = make_trial(epochs=4.0, class_weights=[1.0, 2.0], unfreezing=unfreezing)
+    _, told = run(config, workspace, tmp_path)
+    # A phase proves itself at its first step: each tensor once, with a micro-batch or two.
+    assert {caller for _, caller in waited} == {"see"}
+    assert len(waited) <= 60
+    assert len(told.losses) < told.evaluations[-1].step / 3
+
+
+def test_seeding_a_step_leaves_nothing_behind(team: Team) -> None:
+    """torch keeps a stack trace of each call for a CUDA that is not there."""
+    queue = torch.cuda._queued_calls  # type: ignore[attr-defined]
+    before = len(queue)
+    team.seed(5)
+    ours = torch.rand(3)
+    assert len(queue) == before
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), ours)

@@ -15,6 +15,7 @@ from training.batches import collate
 from training.data import Split
 from training.prefix.canonical import ROWS, Batch, canonical
 from training.prefix.states import States, flatten, pick, spread
+from training.transfer import there
 
 _PROBED = 3
 """Canonical batches that the probe of a prefix computes, each in two orders, at the most."""
@@ -41,11 +42,11 @@ class Recipe:
         split, device = self.split, self.device
         arrays = collate(split, batch.indices, batch.width, self.pad_id)
         arrays.pop("labels")
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        inputs = {name: there(torch.from_numpy(array), device) for name, array in arrays.items()}
         if self.below:
             lengths = split.lengths[batch.indices]
             inputs["states"] = tuple(  # type: ignore[assignment]
-                spread(pick(flat, split, batch.indices).to(device), lengths, batch.width)
+                spread(there(pick(flat, split, batch.indices), device), lengths, batch.width)
                 for flat in self.below
             )
         with torch.no_grad():
@@ -67,7 +68,7 @@ class Recipe:
         for wanted, states in self.pieces(np.unique(indices)):
             if not made:
                 made = [s.new_zeros(len(indices), width, s.shape[1]) for s in states]
-            rows = torch.tensor([place[int(index)] for index in wanted], device=self.device)
+            rows = there(torch.tensor([place[int(index)] for index in wanted]), self.device)
             for whole, flat in zip(made, states, strict=True):
                 whole[rows] = spread(flat, lengths[wanted], width)
         for row, index in enumerate(indices):

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from training.batches import WIDTH_MULTIPLE, collate, width
 from training.blocks import Blocks
 from training.data import Data, Split
+from training.linear import library
 from training.prefix.compute import Probe, Recipe, on_device, probe, rows_for
 from training.prefix.entries import Entry, Shape
 from training.prefix.states import States, pick, spread
 from training.prefix.store import Shelves, key_of
+from training.transfer import there
 
 _FORMAT = 1
 """Raised whenever the states, or how they are computed, change."""
@@ -180,6 +182,7 @@ class Frozen:
             "kind": torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(device),
             # A matrix product that is cut up among other threads may round in another way.
             "threads": torch.get_num_threads() if on_cpu else 0,
+            "products": library() if on_cpu else "torch",
             "versions": [torch.__version__, transformers.__version__],
         }
 
@@ -244,11 +247,9 @@ class Feed:
             frozen = self.frozen
             place = (name, self.boundary, self.dtype, self.device)
             # The frozen blocks are on the device once for all splits.
-            there = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
-            self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=there)
+            held = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
+            self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=held)
         return self._open[name]
 
     def _there(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return there(tensor, self.device)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from training.data import Split
+from training.transfer import there
 
 States = tuple[Tensor, ...]
 """Hidden states of each stack of the model: [B, T, D], or [tokens, D] end to end."""
@@ -30,14 +31,14 @@ def cells_of(lengths: np.ndarray, width: int) -> np.ndarray:
 def spread(flat: Tensor, lengths: np.ndarray, width: int) -> Tensor:
     """Rows end to end, [tokens, D], as a rectangle [B, width, D]; zero where there is padding."""
     filled = flat.new_zeros(len(lengths) * width, flat.shape[1])
-    cells = torch.from_numpy(cells_of(lengths, width)).to(flat.device)
+    cells = there(torch.from_numpy(cells_of(lengths, width)), flat.device)
     filled.index_copy_(0, cells, flat)
     return filled.view(len(lengths), width, flat.shape[1])
 
 
 def flatten(state: Tensor, lengths: np.ndarray) -> Tensor:
     """The first rows of a rectangle [B, width, D] end to end: [tokens, D], without the padding."""
-    cells = torch.from_numpy(cells_of(lengths, state.shape[1])).to(state.device)
+    cells = there(torch.from_numpy(cells_of(lengths, state.shape[1])), state.device)
     return state.reshape(-1, state.shape[2]).index_select(0, cells)
 
 
