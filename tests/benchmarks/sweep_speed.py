@@ -41,6 +41,8 @@ TARGETS = {
 """In fp32: seconds of a rival over Thaw's."""
 _SAMPLE_S = 1.0
 _LIBRARIES = "import torch, ray.tune, ray.train.torch, transformers, deepspeed, optuna, accelerate"
+# Left by whoever was a worker in this process: Trainer would look for its gang.
+_OF_WORKERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 class Cpu:
@@ -89,7 +91,10 @@ def measure(given: Job, side: str, limit_s: float, folder: Path | None = None) -
         running = subprocess.Popen(
             [*command, str(place / "job.json"), str(place / "out.json"), *([str(folder)] if folder else [])],
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in _OF_WORKERS},
+                "PYTHONPATH": str(REPOSITORY),
+            },
             stdout=(place / "log").open("w"),
             stderr=subprocess.STDOUT,
         )

@@ -140,7 +140,8 @@ def test_two_sweeps_on_one_cluster_one_of_them_killed_three_times(make_spec: Mak
 
 @pytest.mark.slow
 def test_pause_resume_and_cancel(make_spec: Make, shell: Shell) -> None:
-    training = {"epochs": 3, "evaluations_per_epoch": 4, "batch_size": 16}
+    # Long enough for what is said meanwhile; it is not trained to its end.
+    training = {"epochs": 40, "evaluations_per_epoch": 4, "batch_size": 16}
     first = shell.run(make_spec(name="c", training=training, search=search(2)))
     shell.begun("c", 1, first)
     assert shell.say("enqueue", "c", "unfreezing.schedule=head", "learning_rate=5e-4").startswith("trial 1")
