@@ -185,7 +185,7 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
         except ValueError:
             return 0
 
-    wait(lambda: evaluations() >= 1, 120)
+    wait(lambda: evaluations() >= 1, 240)
     lines = commands(head.mark)
     assert PLANTED not in " ".join(lines.values())
     [driver] = head.drivers()
