@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from pathlib import Path
 
 MARK = "THAW_TEST_MARK"
+
+
+def new_mark(name: str) -> str:
+    """A value for `MARK` that no earlier test has given, nor an earlier try of the same one."""
+    return f"{name}-{uuid.uuid4().hex[:12]}"
 
 
 def marked(mark: str) -> dict[int, str]:

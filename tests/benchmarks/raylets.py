@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
-
-MARK = "THAW_TEST_MARK"
+from tests.processes import MARK, marked, new_mark
 
 
 class Marked:
     """Processes that inherited a mark in their environment, as all of a cluster and its drivers do."""
 
     def __init__(self, name: str) -> None:
-        self.mark = f"{name}-{os.getpid()}-{time.monotonic_ns()}"
+        self.mark = new_mark(name)
         self.temporary = tempfile.mkdtemp(prefix="thaw-")  # short: Ray puts sockets there
         os.environ[MARK] = self.mark
         os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -33,14 +32,7 @@ class Marked:
 
     def processes(self) -> dict[int, str]:
         """Pid -> command line of all processes of the cluster and its drivers."""
-        found = {}
-        mark = f"{MARK}={self.mark}".encode()
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
-                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    found[int(entry.name)] = line
-        return found
+        return marked(self.mark)
 
     def pids(self, part: str, without: str = "\0") -> list[int]:
         """Pids of the processes with `part` in their command lines."""
