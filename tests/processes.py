@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from pathlib import Path
 
@@ -23,3 +24,19 @@ def marked(mark: str) -> dict[int, str]:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(entry.name)] = line.decode(errors="replace")
     return found
+
+
+def parent(pid: int) -> int:
+    """The pid of a process's parent."""
+    return int(_stat(pid)[1])
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used."""
+    user, system = _stat(pid)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of proc(5)'s `stat` from the state on; what is before them may have blanks and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
