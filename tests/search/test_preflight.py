@@ -12,7 +12,8 @@ from search.loading import load
 from search.preflight import check, check_writable, local_storage
 from search.problems import SpecError
 from search.spec import SweepSpec
-from tests.cli import MODEL, ROWS, write_rows, write_sweep
+from tests.cli import ROWS, write_rows, write_sweep
+from tests.conftest import MODEL
 
 
 def spec(directory: Path, parameters: dict[str, Any] | None = None, **sections: Any) -> SweepSpec:

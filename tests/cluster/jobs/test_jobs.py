@@ -26,8 +26,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli import MODEL
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL, REPOSITORY
 from tests.processes import MARK, marked, new_mark
 
 BIN = Path(sys.executable).parent
