@@ -1,11 +1,14 @@
-"""Processes of a test's own, wherever they were started: they inherit a mark."""
+"""Processes of a test's own, wherever they were started, as they inherit a mark; waiting for what they do."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 MARK = "THAW_TEST_MARK"
 
@@ -40,3 +43,17 @@ def cpu_s(pid: int) -> float:
 def _stat(pid: int) -> list[str]:
     """The fields of proc(5)'s `stat` from the state on; what is before them may have blanks and brackets."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str = "a condition") -> float:
+    """Seconds until `condition` holds.
+
+    Raises:
+        TimeoutError: if it does not.
+    """
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > timeout_s:
+            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(0.1)
+    return time.monotonic() - began

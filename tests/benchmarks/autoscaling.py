@@ -25,8 +25,9 @@ from typing import Any
 import yaml
 
 from cluster.connect import NODE_TYPES
-from tests.benchmarks.raylets import Marked, small_sweep, wait_for
+from tests.benchmarks.raylets import Marked, small_sweep
 from tests.benchmarks.results import tell
+from tests.processes import wait_for
 
 MOST_NODES = 6
 IDLE_S = 10.0

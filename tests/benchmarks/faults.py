@@ -27,9 +27,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.raylets import Raylets, raylets, small_sweep, wait_for
+from tests.benchmarks.raylets import Raylets, raylets, small_sweep
 from tests.benchmarks.results import tell
-from tests.processes import parent
+from tests.processes import parent, wait_for
 
 BATCH, EXAMPLES, EPOCHS, EVALUATIONS = 16, 160, 4, 8
 INTERVAL = EXAMPLES // 2

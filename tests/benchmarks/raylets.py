@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,20 +166,6 @@ def raylets(nodes: int, cpus: int = 1, gpus: int = 0) -> Iterator[Raylets]:
         yield made
     finally:
         made.close()
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> float:
-    """Seconds until `condition` holds.
-
-    Raises:
-        TimeoutError: if it does not.
-    """
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > timeout_s:
-            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 def small_sweep(directory: Path, name: str, **sections: Any) -> dict[str, Any]:

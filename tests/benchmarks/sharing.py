@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.raylets import raylets, small_sweep, wait_for
+from tests.benchmarks.raylets import raylets, small_sweep
 from tests.benchmarks.results import tell
+from tests.processes import wait_for
 
 
 def events(storage: Path, name: str) -> list[dict[str, Any]]:

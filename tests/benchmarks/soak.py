@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.raylets import Raylets, raylets, small_sweep, wait_for
+from tests.benchmarks.raylets import Raylets, raylets, small_sweep
 from tests.benchmarks.results import tell
+from tests.processes import wait_for
 
 GANGS, SETTLED = 4, 100
 """Trials after which nothing may grow any more."""

@@ -19,7 +19,7 @@ from search.study import Study, TrialRecord, TrialState
 from search.sweep import Sweep, find
 from tests.conftest import REPOSITORY
 from tests.integration.conftest import Course
-from tests.processes import MARK, marked, new_mark
+from tests.processes import MARK, marked, new_mark, wait_for
 
 Make = Callable[..., SweepSpec]
 Run = Callable[[SweepSpec, Path], Sweep]
@@ -33,14 +33,6 @@ SEARCH = {
     "trials": 2,
     "seed": 1,
 }
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Returns when `condition` holds; fails after `timeout_s`."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, "timed out"
-        time.sleep(0.1)
 
 
 def evaluations(ledger: Path) -> int:

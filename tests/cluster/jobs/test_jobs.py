@@ -15,19 +15,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.conftest import MODEL, REPOSITORY
-from tests.processes import MARK, marked, new_mark
+from tests.processes import MARK, marked, new_mark, wait_for
 
 BIN = Path(sys.executable).parent
 PLANTED = "planted-" + "key-0123456789"
@@ -106,7 +104,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60)
+        wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60, "the dashboard")
         yield Head(f"http://127.0.0.1:{dashboard}", environment, place / "runs", Path(temporary), mark)
     finally:
         for pid in (running.pid, *marked(mark)):
@@ -124,13 +122,6 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def wait(condition: Any, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -176,7 +167,7 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
         except ValueError:
             return 0
 
-    wait(lambda: evaluations() >= 1, 240)
+    wait_for(lambda: evaluations() >= 1, 240, "the first evaluation")
     lines = marked(head.mark)
     assert PLANTED not in " ".join(lines.values())
     [driver] = head.drivers()
