@@ -185,9 +185,9 @@ def is_last(trial: Trial) -> bool:
         return False
     sign = 1.0 if rule.goal == "maximize" else -1.0
     values = [sign * told.metrics[rule.metric] for told in trial.history]
-    best = -math.inf
-    since = 0
+    best, since = -math.inf, 0
     for value in values:
-        since = 0 if value > best + rule.min_delta else since + 1
-        best = max(best, value) if since == 0 else best
+        since += 1
+        if value > best + rule.min_delta:
+            best, since = value, 0
     return since >= rule.patience
