@@ -100,12 +100,10 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Unsaved:
-    """An evaluation whose checkpoint is still being written."""
+    """A checkpoint that is still being written: the state after the latest evaluation, or on leaving."""
 
     draft: checkpoint.Draft
     phase: str
-    history: tuple[Told, ...]
-    """The evaluations up to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +126,7 @@ class Trial:
     """float32 [C]."""
     losses: Losses
     unsaved: list[Unsaved] = field(default_factory=list)
-    """At most one; nobody has been told of it yet."""
+    """At most one: that of the latest evaluation, of which nobody has been told yet."""
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     @cached_property
