@@ -39,7 +39,7 @@ def report_course(trial: Trial, resumed_step: int) -> None:
 
 
 def report_progress(trial: Trial, stretch: Stretch, step: int, learning_rates: list[float]) -> Verdict:
-    """Report the mean loss of the steps since the last report. The only place that waits for the device.
+    """Report the mean loss of the steps since the last report. It waits for the device.
 
     Returns:
         LEAVE on all ranks where the machine of one is about to go, else CONTINUE.

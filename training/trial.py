@@ -108,7 +108,7 @@ class Unsaved:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What stays the same from the first step to the last."""
+    """What its steps share: what never changes, and what is noted on the way."""
 
     config: TrialConfig
     identity: checkpoint.Identity
