@@ -207,8 +207,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
                     break
                 suffix.set_modes(live.module, stretch.phase, blocks)
             if done == stretch.stop:
-                if trial.unsaved:
-                    verdict = settle(trial, wait=True)
+                verdict = settle(trial, wait=True)
                 break
             factor = optim.lr_factor(
                 done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training

@@ -36,16 +36,17 @@ class Witness:
         self.seen: set[str] = set()
         self.largest: dict[str, float] = {}
         """Largest absolute value of each tensor's gradients while it was watched."""
-        self._handles = {
-            name: parameter.register_hook(self._hook(name))
+        self._handles = [
+            parameter.register_hook(self._hook(name))
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
-        }
+        ]
 
     def settle(self) -> None:
         """Stop watching: after the first step there is evidence enough."""
-        for handle in self._handles.values():
+        for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def see(gradient: Tensor) -> None:
