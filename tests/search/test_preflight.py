@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from search.loading import load
-from search.preflight import check, check_writable, local_storage
+from search.preflight import check, check_writable, corners, local_storage
 from search.problems import SpecError
 from search.spec import SweepSpec
 from tests.cli import MODEL, ROWS, write_rows, write_sweep
@@ -108,6 +108,11 @@ def test_schedules_are_tried_at_the_corners_of_the_space(
         check(asked)
     else:
         assert problems(asked) == (expected,)
+
+
+def test_a_constant_of_zero_is_looked_at_as_zero(tmp_path: Path) -> None:
+    checked = spec(tmp_path, {"learning_rate": {"value": 1e-4}, "zero.stage": {"value": 0}})
+    assert [corner.training.zero.stage for corner in corners(checked)] == [0]
 
 
 def test_every_model_and_column_that_may_be_drawn_is_looked_at(tmp_path: Path) -> None:
