@@ -29,8 +29,6 @@ from training.optim import Slots
 from training.store import DamagedFile, Place, describe, get_files, patience_s
 from training.team import Team
 
-__all__ = ["MANIFEST", "CheckpointError", "DamagedCheckpoint", "read_manifest"]
-
 # For a store that is away; a trial would be lost for nothing else.
 _PATIENCE_S = 900.0
 

@@ -28,7 +28,7 @@ from training.sizes import Moment, Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
-from training.transfer import there
+from training.transfer import release, there
 from training.trial import (
     Diverged,
     Infeasible,
@@ -173,7 +173,7 @@ def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, S
             state = error.state or state
         trial.losses.rewind(state.step)
         # What the failure held went with it just now.
-        setting.release(team.device)
+        release(team.device)
         released = True
 
 
