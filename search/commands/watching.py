@@ -26,7 +26,7 @@ def list_(storage: Storage = "./runs", as_json: Json = False) -> None:
         screen = console()
         screen.print(status.table(rows, width=screen.width))
     else:
-        print(f"there is no sweep in {place}; start one with `run`")
+        print(f"there is no sweep in {mirror.shown(place)}; start one with `run`")
 
 
 def status(name: Name, storage: Storage = "./runs", as_json: Json = False) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from search import mirror
 from search import sweep as sweeps
+from search.commands import watching
 from search.delivery import obey_all
 from search.inbox import Inbox
 from search.life import Wanted
@@ -96,6 +97,12 @@ def test_another_machine_goes_on_where_a_dead_driver_ended(s3: S3, spec: SweepSp
     assert states == [TrialState.COMPLETE, TrialState.FAILED, TrialState.RUNNING]
     with pytest.raises(ValueError, match=f"there is no sweep 'smal' in {uri}; did you mean small"):
         sweeps.find("smal", open_storage(uri))
+
+
+def test_a_store_without_sweeps_is_named_as_it_was_given(s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    _, uri = s3
+    watching.list_(uri)
+    assert capsys.readouterr().out == f"there is no sweep in {uri}; start one with `run`\n"
 
 
 def test_google_cloud_storage_is_a_store_as_well(gs: str, spec: SweepSpec) -> None:
