@@ -45,10 +45,10 @@ def run(
     address: Address = None,
 ) -> None:
     """Run a sweep, and export its best model."""
-    from search import loading, preflight
+    from search import loading, mirror, preflight
 
     spec = loading.load(sweep, overrides)
-    place = preflight.local_storage(storage)
+    place = mirror.open_storage(storage)
     facts = preflight.check(spec)
     _run(spec, facts, place, address)
 
@@ -60,11 +60,11 @@ def resume(
     address: Address = None,
 ) -> None:
     """Go on with a sweep that was interrupted, paused, stopped, cancelled or extended."""
-    from search import loading, preflight
+    from search import loading, mirror, preflight
     from search.presence import Presence
     from search.sweep import find
 
-    place = preflight.local_storage(storage)
+    place = mirror.open_storage(storage)
     sweep = find(name, place)
     if Presence(sweep.directory).driver() is not None and not overrides:
         life.go_on(name, storage)
@@ -98,12 +98,12 @@ def logs(
 def _brought(name: str | None, overrides: list[str], storage: str) -> Iterator[Brought]:
     """What `doctor` tries for a sweep, or for any."""
     from cluster.doctor.facts import Brought, Need
-    from search import loading, preflight
+    from search import loading, mirror
     from search.examination import examination
     from training.probes import all_reduce
 
     spec = loading.load(name, overrides) if name else None
-    with examination(spec, preflight.local_storage(storage)) as wanted:
+    with examination(spec, mirror.open_storage(storage)) as wanted:
         shape = _shape(spec) if spec else None
         need = Need(shape=shape, disk_bytes=wanted.disk_bytes, storage_free_bytes=wanted.storage_free_bytes)
         yield Brought(probes=wanted.probes, reduce=all_reduce, tracking=wanted.tracking, need=need)

@@ -195,12 +195,3 @@ def extremes(parameter: Parameter) -> tuple[Any, ...]:
             return (value,)
         case Normal(mu=mu):
             return (mu,)
-
-
-def local_storage(storage: str) -> Path:
-    """The directory in which the sweeps of `--storage` are worked on: itself, or a mirror of it.
-
-    Raises:
-        ValueError: if it is neither a directory nor a URI of a known kind.
-    """
-    return mirror.open_storage(storage)
