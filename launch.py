@@ -18,10 +18,15 @@ from search.commands import cleaning, life, planning, reading, sketching, watchi
 from search.commands.options import Address, Json, Name, Overrides, Storage, SweepFile, console, where
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cluster.capacity import GangShape
     from cluster.doctor.facts import Brought
     from cluster.jobs.package import Submission
     from cluster.provision.workload import Workload
+    from search.budget import Spent
+    from search.session import Outcome
+    from search.sweep import Sweep
 
 app = typer.Typer(
     name="thaw",
@@ -40,10 +45,10 @@ def run(
     address: Address = None,
 ) -> None:
     """Run a sweep, and export its best model."""
-    from search import loading, preflight
+    from search import loading, mirror, preflight
 
     spec = loading.load(sweep, overrides)
-    place = preflight.local_storage(storage)
+    place = mirror.open_storage(storage)
     facts = preflight.check(spec)
     _run(spec, facts, place, address)
 
@@ -55,11 +60,11 @@ def resume(
     address: Address = None,
 ) -> None:
     """Go on with a sweep that was interrupted, paused, stopped, cancelled or extended."""
-    from search import loading, preflight
+    from search import loading, mirror, preflight
     from search.presence import Presence
     from search.sweep import find
 
-    place = preflight.local_storage(storage)
+    place = mirror.open_storage(storage)
     sweep = find(name, place)
     if Presence(sweep.directory).driver() is not None and not overrides:
         life.go_on(name, storage)
@@ -93,12 +98,12 @@ def logs(
 def _brought(name: str | None, overrides: list[str], storage: str) -> Iterator[Brought]:
     """What `doctor` tries for a sweep, or for any."""
     from cluster.doctor.facts import Brought, Need
-    from search import loading, preflight
+    from search import loading, mirror
     from search.examination import examination
     from training.probes import all_reduce
 
     spec = loading.load(name, overrides) if name else None
-    with examination(spec, preflight.local_storage(storage)) as wanted:
+    with examination(spec, mirror.open_storage(storage)) as wanted:
         shape = _shape(spec) if spec else None
         need = Need(shape=shape, disk_bytes=wanted.disk_bytes, storage_free_bytes=wanted.storage_free_bytes)
         yield Brought(probes=wanted.probes, reduce=all_reduce, tracking=wanted.tracking, need=need)
@@ -120,16 +125,15 @@ def _shape(spec: Any, gpus_per_worker: float | None = None) -> GangShape:
 
 
 def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
+    """Check that the sweep may run here, run what is left of it, and say what came of it."""
     from cluster.admission import admitted
     from cluster.capacity import require_fit
     from cluster.connect import connected, local_node, possible_nodes
     from cluster.gpus import smallest_here, smallest_in_cluster
     from search import packing, preflight
     from search import sweep as sweeps
-    from search.life import Wanted
     from search.presence import Presence, Taken
     from search.progress import Progress
-    from search.results import leaderboard
 
     if address is None:
         require_fit([local_node()], _shape(spec, packing.decided(spec, smallest_here)))
@@ -143,7 +147,6 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
         print(f"warning: {lost}", file=sys.stderr)
     for line in changes:
         screen.print(f"changed    {line}", highlight=False, soft_wrap=True)
-    metric = spec.search.metric
     outcome = None
     interrupted = False
     finished = not changes and sweeps.is_finished(made)
@@ -187,10 +190,28 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     if interrupted and not made.begun:
         screen.print("interrupted; nothing had started")
         raise typer.Exit(130)
+    _conclude(made, screen, outcome, spent, interrupted)
+
+
+def _conclude(
+    made: Sweep, screen: Console, outcome: Outcome | None, spent: Spent | None, interrupted: bool
+) -> None:
+    """Say how a sweep stands after a sitting, and export its best model where it has come to an end.
+
+    Args:
+        outcome: how the sitting ended; None where it was cut off, or nothing was left to run.
+        spent: the budget that let nothing start, if one did.
+    """
+    from search import sweep as sweeps
+    from search.life import Wanted
+    from search.results import leaderboard
+
+    spec, place, metric = made.spec, made.directory.parent, made.spec.search.metric
     for line in outcome.warnings if outcome else []:
         print(line, file=sys.stderr)
-    records = made.read().trials()
-    screen.print(leaderboard.table(records, metric.name, metric.goal, title=spec.name, width=screen.width))
+    study = made.read()
+    table = leaderboard.table(study.trials(), metric.name, metric.goal, title=spec.name, width=screen.width)
+    screen.print(table)
     if interrupted:
         screen.print(f"interrupted; go on with: thaw resume {spec.name}{where(place)}", highlight=False)
         raise typer.Exit(130)
@@ -203,7 +224,7 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
     if spent is not None:
         more = f"thaw resume {spec.name} --set {spent.budget}=VALUE{where(place)}"
         screen.print(f"nothing started: {spent.reason}; go on with: {more}", highlight=False, soft_wrap=True)
-    champion = made.read().best()
+    champion = study.best()
     for line in outcome.results if outcome else []:
         screen.print(f"results    {line}", highlight=False, soft_wrap=True)
     if champion is None:

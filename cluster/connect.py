@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def local_node() -> dict[str, float]:
     """What a local cluster would have, without starting one."""
-    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_local_gpus())}
+    return {"CPU": float(_local_cpus()), "GPU": float(_local_gpus())}
 
 
 @contextlib.contextmanager
@@ -48,11 +48,10 @@ def connected(address: str | None) -> Iterator[Sequence[Mapping[str, float]]]:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if address is None:
-        node = local_node()
         try:
             ray.init(
                 address="local",
-                num_cpus=int(node["CPU"]),
+                num_cpus=_local_cpus(),
                 # Nothing of size goes through it.
                 object_store_memory=_OBJECT_STORE_BYTES,
                 # Ray frees the resources of a gang whose owner was killed through the dashboard's State API.
@@ -142,6 +141,11 @@ def _not_started(error: Exception) -> OSError:
         f"processor time in its first seconds; end what else runs here and try again, or give the --address "
         f"of a cluster that stands (Ray's own words are in {logs})"
     )
+
+
+def _local_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _local_gpus() -> int:

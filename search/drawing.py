@@ -11,7 +11,7 @@ import optuna
 from search.config import SamplerConfig
 from search.duplicates import plain_identity, repeated
 from search.ledger import derived_seed
-from search.records import TrialRecord
+from search.records import TrialRecord, TrialState
 from search.samplers import SpaceExhausted, Suggest, make_sampler
 from search.view import View
 
@@ -93,7 +93,7 @@ def draw(
         if drawing.duplicates == "reuse" and same.state.finished:
             return Drawn(params=params, sampler=sampler, redrawn=redrawn, same_as=same)
         redrawn += 1
-    left = drawing.untried({known[t.number] for t in trials if repeated([t], known, known[t.number])})
+    left = drawing.untried({known[t.number] for t in trials if t.state is not TrialState.FAILED})
     if left is None:  # a few points are nearly all that is ever drawn: so be it
         return Drawn(params=params, sampler=sampler, redrawn=redrawn)
     if not left:

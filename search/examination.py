@@ -71,20 +71,13 @@ def examination(spec: SweepSpec | None, storage: Path) -> Iterator[Examination]:
 
 def _disk_bytes(spec: SweepSpec) -> int | None:
     """Of all checkpoints that are there at a time, were everything thawed, and of the best model."""
-    from training.memory import read_shape
+    from training.memory import numel, read_shape
 
     try:
         shape = read_shape(spec.model, spec.task)
     except ValueError:  # the check of the model says so
         return None
-    weights = 4 * sum(_numel(tensor) for tensor in shape.units(-1))
+    weights = 4 * numel(shape.units(-1))
     wanted = spec.resources.max_concurrent
     running = min(spec.search.trials, _UNFINISHED if wanted == "auto" else wanted)
     return weights * (_STATES * (spec.checkpoints.keep + 2 * running) + 1)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -130,32 +130,29 @@ def to_json(found: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def table(found: Sequence[Row]) -> Any:
-    """The rows as a table for the terminal, in MB."""
-    from rich.table import Table
+def table(found: Sequence[Row], *, width: int | None = None) -> Any:
+    """The rows as a table for a terminal of `width` characters, in MB: the largest parts stay the longest."""
+    from search.results.text import Column, grid
 
+    def need(of: Callable[[MemoryEstimate], int]) -> list[str]:
+        return [megabytes(of(row.memory)) for row in found]
+
+    def part(name: str) -> Callable[[MemoryEstimate], int]:
+        return lambda estimate: int(getattr(estimate, name))
+
+    by_size = sorted(DEVICE_PARTS, key=lambda name: -max(part(name)(row.memory) for row in found))
     first = found[0]
-    made = Table(
-        title=f"MB on each worker, micro-batches of {first.micro_batch} x {first.tokens} tokens",
-        box=None,
-        pad_edge=False,
-    )
-    for heading in ("schedule", "phase", "thawed"):
-        made.add_column(heading)
-    for heading in ("parameters", *DEVICE_PARTS, "worker", "host"):
-        made.add_column(heading, justify="right")
-    for row in found:
-        need = row.memory
-        made.add_row(
-            row.schedule,
-            row.phase,
-            row.thawed,
-            f"{need.thawed:,}",
-            *(megabytes(getattr(need, part)) for part in DEVICE_PARTS),
-            f"[bold]{megabytes(need.device)}[/bold]",
-            megabytes(need.host),
-        )
-    return made
+    columns = [
+        Column(header="schedule", justify="left", cells=[row.schedule for row in found]),
+        Column(header="phase", justify="left", cells=[row.phase for row in found]),
+        Column(header="thawed", justify="left", cells=[row.thawed for row in found], drop=1),
+        Column(header="parameters", cells=[f"{row.memory.thawed:,}" for row in found], drop=2),
+        *(Column(header=name, cells=need(part(name)), drop=3 + by_size.index(name)) for name in DEVICE_PARTS),
+        Column(header="worker", cells=need(lambda estimate: estimate.device)),
+        Column(header="host", cells=need(lambda estimate: estimate.host)),
+    ]
+    title = f"MB on each worker, micro-batches of {first.micro_batch} x {first.tokens} tokens"
+    return grid(columns, width=width, title=title)
 
 
 def megabytes(count: int) -> str:

@@ -47,10 +47,9 @@ def pareto(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -> li
         values = values_of(trial, objectives) if trial.state is TrialState.COMPLETE else None
         if values is not None and trial.same_as is None:
             scored.append((tuple(score(v, o.goal) for v, o in zip(values, objectives, strict=True)), trial))
-    front = [
-        (own, trial)
-        for own, trial in scored
-        if not any(other != own and all(map(float.__ge__, other, own)) for other, _ in scored)
-    ]
-    front.sort(key=lambda item: (*(-value for value in item[0]), item[1].number))
+    scored.sort(key=lambda item: (*(-value for value in item[0]), item[1].number))
+    front: list[tuple[tuple[float, ...], TrialRecord]] = []
+    for own, trial in scored:  # what beats it comes before it, and is on the front or beaten from there
+        if not any(other != own and all(map(float.__ge__, other, own)) for other, _ in front):
+            front.append((own, trial))
     return [trial for _, trial in front]

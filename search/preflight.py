@@ -15,7 +15,16 @@ from search import mirror
 from search.database import complaint
 from search.objectives import COSTS
 from search.problems import SpecError, hint
-from search.space import Categorical, Condition, IntUniform, Parameter, Uniform, active
+from search.space import (
+    Categorical,
+    Condition,
+    Constant,
+    IntUniform,
+    Normal,
+    Parameter,
+    Uniform,
+    active,
+)
 from search.spec import SweepSpec, trial_settings
 from search.trackers.wandb_login import key_in
 from training.config import ModelConfig, TrialConfig
@@ -177,18 +186,12 @@ def _telling(parameter: Parameter, conditions: Iterable[Condition]) -> list[Any]
 
 def extremes(parameter: Parameter) -> tuple[Any, ...]:
     """The least and greatest values of a parameter, or all of its choices."""
-    distribution = parameter.distribution
-    if isinstance(distribution, Categorical):
-        return tuple(distribution.choices)
-    if isinstance(distribution, IntUniform | Uniform):
-        return (distribution.low, distribution.high)
-    return (getattr(distribution, "value", None) or getattr(distribution, "mu", None),)
-
-
-def local_storage(storage: str) -> Path:
-    """The directory in which the sweeps of `--storage` are worked on: itself, or a mirror of it.
-
-    Raises:
-        ValueError: if it is neither a directory nor a URI of a known kind.
-    """
-    return mirror.open_storage(storage)
+    match parameter.distribution:
+        case Categorical(choices=choices):
+            return tuple(choices)
+        case IntUniform(low=low, high=high) | Uniform(low=low, high=high):
+            return (low, high)
+        case Constant(value=value):
+            return (value,)
+        case Normal(mu=mu):
+            return (mu,)

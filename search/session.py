@@ -138,7 +138,11 @@ def run(
     spec = sweep.spec
     Presence(sweep.directory).check()  # before anything is written; `on_duty` makes sure of it
     study = sweep.open(patience_s=LEDGER_PATIENCE_S)
-    revision = commit()
+    provenance = {
+        "data_fingerprint": facts.data_fingerprint,
+        "versions": versions(),
+        "commit": commit(),
+    }
     identity = json.loads((sweep.directory / IDENTITY_FILE).read_text())
     tracker = build({"jsonl": JsonlConfig(), "wandb": spec.tracking.wandb})
     driver = Driver(
@@ -154,12 +158,7 @@ def run(
         keep=spec.checkpoints.keep,
         directory=sweep.directory,
         sweep_id=identity["id"],
-        describe=lambda record: {
-            **flat_settings(sweep.trial_config(record)),
-            "data_fingerprint": facts.data_fingerprint,
-            "versions": versions(),
-            "commit": revision,
-        },
+        describe=lambda record: {**flat_settings(sweep.trial_config(record)), **provenance},
         gpus=spec.resources.most_workers * gpus_per_worker,
         budget=Watch(
             study,

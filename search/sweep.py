@@ -146,7 +146,7 @@ class Sweep:
         study = study or self.read()
         driven = Presence(self.directory).driver() is not None
         trials = study.trials()
-        if not driven and is_exhausted(self.spec, trials) and all(t.state.finished for t in trials):
+        if not driven and all(t.state.finished for t in trials) and is_exhausted(self.spec, trials):
             return SweepState.FINISHED
         return state_of(study.life, trials, self.target(study), driven=driven)
 
@@ -321,9 +321,11 @@ def used_up(sweep: Sweep) -> Spent | None:
 
 def is_exhausted(spec: SweepSpec, trials: Sequence[TrialRecord]) -> bool:
     """Whether every point of the space has been tried, where none is to be tried twice."""
+    if spec.search.duplicates != "redraw":
+        return False
     identity = Identity(space=spec.space, training=spec.training)
     known = {identity(t.params) for t in trials if t.state is not TrialState.FAILED}
-    return spec.search.duplicates == "redraw" and untried(spec.space, identity, known) == []
+    return untried(spec.space, identity, known) == []
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:

@@ -92,19 +92,27 @@ def width(longest: int, *, cap: int, multiple: int = WIDTH_MULTIPLE) -> int:
     return min(-(-longest // multiple) * multiple, cap)
 
 
+def tokens_of(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Where the tokens of some examples are, one example after the other: int64 [tokens].
+
+    `offsets`: int64 [n + 1], starts of all examples, and the end; `indices`: int64 [b].
+    """
+    starts = offsets[indices]
+    lengths = offsets[indices + 1] - starts
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1])) + np.repeat(starts - (ends - lengths), lengths)
+
+
 def collate(split: Split, indices: np.ndarray, width: int, pad_id: int) -> dict[str, np.ndarray]:
     """Examples of a split as rectangular arrays, padded on the right.
 
     `indices`: int64 [b]; `width` >= their longest. Returns `input_ids` and `attention_mask`
     int64 [b, width], `token_type_ids` likewise where the split has segments, `labels` int64 [b].
     """
-    starts = split.offsets[indices]
-    lengths = split.offsets[indices + 1] - starts
+    lengths = split.lengths[indices]
     assert lengths.max() <= width, (lengths.max(), width)
     mask = np.arange(width) < lengths[:, None]
-    ends = np.cumsum(lengths)
-    # Token t of the rows laid end to end is token `t - (start of its row)` of its example.
-    tokens = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    tokens = tokens_of(split.offsets, indices)
     arrays = {
         "input_ids": np.full(mask.shape, pad_id, np.int64),
         "attention_mask": mask.astype(np.int64),

@@ -26,11 +26,8 @@ from torch import Tensor
 from training.config import TrialConfig
 from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest, text
 from training.optim import Slots
-from training.store import DamagedFile, Place, get_files, patience_s
+from training.store import DamagedFile, Place, describe, get_files, patience_s
 from training.team import Team
-
-__all__ = ["MANIFEST", "CheckpointError", "DamagedCheckpoint", "read_manifest"]
-
 
 # For a store that is away; a trial would be lost for nothing else.
 _PATIENCE_S = 900.0
@@ -206,7 +203,7 @@ class Draft:
                     save_file(tensors, file)
                 except SafetensorError as error:  # its only one, whatever the file system said
                     raise OSError(f"{file}: cannot be written: {error}") from error
-                self._files[file.name] = _describe(file)
+                self._files[file.name] = describe(file)
                 if self._remote is not None:
                     (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))
                     file.unlink()
@@ -370,14 +367,9 @@ def _read(path: Path, manifest: Mapping[str, Any], kind: str) -> dict[str, Tenso
     return tensors
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _verify(file: Path, described: Mapping[str, Any]) -> None:
     try:
-        found = _describe(file)
+        found = describe(file)
     except OSError as error:
         raise DamagedCheckpoint(f"{file}: cannot be read: {error}") from error
     if found != described:

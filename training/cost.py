@@ -5,29 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
 from training.schedules import Phase
 
 # A block's forward pass is the unit; gradients by its input and by its weights take one each. The head
 # is small beside it.
 _HEAD = 0.25
-
-
-def products(lengths: np.ndarray, *, hidden: int, inner: int) -> float:
-    """Floating-point operations of the matrix products in one pass of one block, forward.
-
-    Gradients by the input take as many again, and gradients by the weights too (attention has no weights in
-    its own products, but two inputs).
-
-    Args:
-        lengths: int64 [n], tokens of each example, or columns where padding counts.
-        hidden: width of the hidden states.
-        inner: width within the feed-forward part.
-    """
-    tokens = np.asarray(lengths, np.float64)
-    linear = 2.0 * (4 * hidden * hidden + 2 * hidden * inner)
-    return float((linear * tokens + 4.0 * hidden * tokens**2).sum())
 
 
 def compute(phases: Sequence[Phase], num_blocks: int, epochs: float) -> float:

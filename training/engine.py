@@ -23,6 +23,7 @@ from training.homes import Homes
 from training.optim import Group, Slots
 from training.optimizers import OPTIMIZERS, Optimizer
 from training.team import Team
+from training.transfer import release
 from training.zero import deepspeed_settings
 
 if not torch.cuda.is_available():
@@ -210,9 +211,7 @@ class Engine:
         # Engine and module refer to each other through hooks: only the collector frees them, and what
         # autograd's nodes held comes free once those are gone.
         gc.collect()
-        gc.collect()
-        if self._team.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(self._team.device)
 
 
 @contextmanager

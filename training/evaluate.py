@@ -40,7 +40,7 @@ def evaluate(
         if mine < len(batches):
             order.append(indices)
             logits.append(found)
-    # The only place that waits for the device.
+    # Only now is the device waited for.
     part = (np.concatenate(order), torch.cat(logits).cpu().numpy()) if order else None
     gathered = [part for part in team.gather(part) if part is not None]
     places = np.argsort(np.concatenate([indices for indices, _ in gathered]))

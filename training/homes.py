@@ -127,7 +127,7 @@ class Homes:
     def _assemble(self, fragments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors from every rank's fragments, by one sum over a zero-filled buffer."""
         sharded = any(home.master.numel() != home.shape.numel() for home in self._homes)
-        if not self._team.gather(sharded).count(True):
+        if not any(self._team.gather(sharded)):
             return {
                 home.name: fragments[home.name].detach().cpu().clone().view(home.shape)
                 for home in self._homes

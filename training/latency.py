@@ -8,6 +8,7 @@ import time
 import numpy as np
 import torch
 
+from training import memory
 from training.batches import collate, width
 from training.opening import Opened
 from training.prefix.compute import on_device
@@ -21,21 +22,11 @@ def costs(trial: Trial, phase: Opened) -> dict[str, float]:
 
     Every rank calls it alike.
     """
-    found = {"cost/parameters": float(thawed_parameters(trial))}
+    thawed = memory.shape_of(trial.setting.blocks).thawed(*(s.phase for s in trial.plan.stretches))
+    found = {"cost/parameters": float(memory.numel(thawed))}
     if trial.config.training.measure_latency:
         found["cost/latency"] = latency_ms(trial, phase)
     return found
-
-
-def thawed_parameters(trial: Trial) -> int:
-    """Parameters that any phase of the trial thaws."""
-    blocks = trial.setting.blocks
-    units: set[int | str] = set()
-    for stretch in trial.plan.stretches:
-        units |= {*stretch.phase.blocks}
-        units |= {name for name in ("head", "embeddings") if getattr(stretch.phase, name)}
-    named = blocks.model.named_parameters()
-    return sum(parameter.numel() for name, parameter in named if blocks.unit(name) in units)
 
 
 def latency_ms(trial: Trial, phase: Opened) -> float:

@@ -28,7 +28,7 @@ from training.sizes import Moment, Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
-from training.transfer import there
+from training.transfer import release, there
 from training.trial import (
     Diverged,
     Infeasible,
@@ -173,7 +173,7 @@ def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, S
             state = error.state or state
         trial.losses.rewind(state.step)
         # What the failure held went with it just now.
-        setting.release(team.device)
+        release(team.device)
         released = True
 
 
@@ -207,8 +207,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
                     break
                 suffix.set_modes(live.module, stretch.phase, blocks)
             if done == stretch.stop:
-                if trial.unsaved:
-                    verdict = settle(trial, wait=True)
+                verdict = settle(trial, wait=True)
                 break
             factor = optim.lr_factor(
                 done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training

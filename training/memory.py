@@ -51,10 +51,14 @@ class ModelShape:
         """Tensors of the blocks from `boundary` on and of the head; -1 for the whole model."""
         return sum(self.blocks[max(boundary, 0) :], self.head + (self.embeddings if boundary < 0 else ()))
 
-    def thawed(self, phase: Phase) -> Shapes:
-        """Tensors that train in `phase`."""
-        shapes = sum((self.blocks[index] for index in phase.blocks), ())
-        return shapes + (self.head if phase.head else ()) + (self.embeddings if phase.embeddings else ())
+    def thawed(self, *phases: Phase) -> Shapes:
+        """Tensors that train in any of `phases`."""
+        blocks = {index for phase in phases for index in phase.blocks}
+        return (
+            sum((self.blocks[index] for index in sorted(blocks)), ())
+            + (self.head if any(phase.head for phase in phases) else ())
+            + (self.embeddings if any(phase.embeddings for phase in phases) else ())
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ def estimate(
     num_blocks = len(shape.blocks)
     boundary = min(other.boundary(num_blocks) for other in (phase, *earlier))
     tensors = shape.thawed(phase)
-    thawed, held = _numel(tensors), _numel(shape.units(boundary))
+    thawed, held = numel(tensors), numel(shape.units(boundary))
     cut = workers if stage > 0 else 1
     bucket = bucket_numel(tensors)
 
@@ -226,10 +230,10 @@ def estimate(
     saved, working = _activations(shape, training, phase, micro_batch, tokens, device)
     runs_from = max(boundary, 0) if stored else 0
     passing = _passing(shape, micro_batch, tokens, element) if phase.boundary(num_blocks) > runs_from else 0
-    copied = element * _numel(shape.units(-1)) if boundary >= 0 and low else 0
+    copied = element * numel(shape.units(-1)) if boundary >= 0 and low else 0
     prefix = copied
     if device == "cuda":
-        frozen = _numel(shape.embeddings) + sum(map(_numel, shape.blocks[: max(boundary, 0)]))
+        frozen = numel(shape.embeddings) + sum(map(numel, shape.blocks[: max(boundary, 0)]))
         prefix = element * frozen if boundary >= 0 and not stored else 0
 
     # Moment -> gradients, activations, buffers.
@@ -241,7 +245,7 @@ def estimate(
     }
     moment = max(moments_of_a_step, key=lambda name: sum(moments_of_a_step[name]))
     gradients, activations, buffers = moments_of_a_step[moment]
-    past = _thawed_by(shape, (phase, *earlier))
+    past = shape.thawed(phase, *earlier)
     return MemoryEstimate(
         moment=moment,
         thawed=thawed,
@@ -252,8 +256,8 @@ def estimate(
         optimizer=moments,
         activations=activations,
         buffers=buffers,
-        template=_FP32 * _numel(shape.units(-1)) + (copied if device == "cuda" else 0),
-        state=_FP32 * _numel(past) + _optimizer_bytes(training, past),
+        template=_FP32 * numel(shape.units(-1)) + (copied if device == "cuda" else 0),
+        state=_FP32 * numel(past) + _optimizer_bytes(training, past),
         offloaded=offloaded,
     )
 
@@ -378,18 +382,9 @@ def _optimizer_bytes(training: TrainingConfig, tensors: Shapes) -> int:
         return _FP32 * sum(
             math.prod(s[:-2]) * (s[-2] + s[-1]) if len(s) > 1 else math.prod(s) for s in tensors
         )
-    return _FP32 * _numel(tensors) * (2 if training.optimizer == "adamw" else 1)
+    return _FP32 * numel(tensors) * (2 if training.optimizer == "adamw" else 1)
 
 
-def _numel(tensors: Shapes) -> int:
+def numel(tensors: Shapes) -> int:
+    """Elements of tensors of these shapes."""
     return sum(math.prod(shape) for shape in tensors)
-
-
-def _thawed_by(shape: ModelShape, phases: Sequence[Phase]) -> Shapes:
-    """Tensors that any of `phases` thaws."""
-    blocks = {index for phase in phases for index in phase.blocks}
-    return (
-        sum((shape.blocks[index] for index in sorted(blocks)), ())
-        + (shape.head if any(phase.head for phase in phases) else ())
-        + (shape.embeddings if any(phase.embeddings for phase in phases) else ())
-    )

@@ -14,6 +14,7 @@ from training.checkpoint import State
 from training.opening import opened
 from training.schedules import Phase
 from training.sizes import EVALUATION_TOKENS, Sizes, tighter
+from training.transfer import release
 from training.trial import Trial, is_out_of_memory
 
 # Of the free memory: what is left is for fragments, and for what libraries allocate by themselves.
@@ -69,7 +70,7 @@ def _measured(trial: Trial, phase: Phase, state: State, reach: int) -> int:
     setting, team, device = trial.setting, trial.team, trial.team.device
     training = trial.config.training
     longest = np.argsort(-setting.data.train.lengths, kind="stable")
-    setting.release(device)
+    release(device)
     spare = _spare(device)
     before = torch.cuda.memory_allocated(device)
     guess = memory.estimate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +36,19 @@ class Witness:
         self.seen: set[str] = set()
         self.largest: dict[str, float] = {}
         """Largest absolute value of each tensor's gradients while it was watched."""
-        self._handles = {
-            name: parameter.register_hook(self._hook(name))
+        self._handles = [
+            parameter.register_hook(self._hook(name))
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
-        }
+        ]
 
     def settle(self) -> None:
         """Stop watching: after the first step there is evidence enough."""
-        for handle in self._handles.values():
+        for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
         def see(gradient: Tensor) -> None:
             largest = float(gradient.abs().max()) / self._loss_scale
             if largest != 0:  # also where it is not a number

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Verdict(StrEnum):
-    """What becomes of a trial after an evaluation."""
+    """What becomes of a trial."""
 
     CONTINUE = "continue"
     STOP = "stop"
@@ -47,7 +47,7 @@ class Progress:
     phase: str
     thawed: str
     metrics: Mapping[str, float]
-    """`train/loss`, learning rates of the head and of the lowest thawed unit, number of thawed blocks."""
+    """`train/loss`, the highest and the lowest learning rate, number of thawed blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +78,8 @@ class Reporter(Protocol):
         """Some steps were taken; says LEAVE where it is time to. Must not wait long."""
 
     def evaluated(self, evaluation: Evaluation) -> Verdict:
-        """An evaluation is done; says whether to go on."""
+        """An evaluation is done, and its checkpoint is durable; says whether to go on: CONTINUE or STOP.
+
+        Training may have gone on meanwhile: steps since the evaluation are lost where it is to stop.
+        """
         ...

@@ -39,7 +39,7 @@ def report_course(trial: Trial, resumed_step: int) -> None:
 
 
 def report_progress(trial: Trial, stretch: Stretch, step: int, learning_rates: list[float]) -> Verdict:
-    """Report the mean loss of the steps since the last report. The only place that waits for the device.
+    """Report the mean loss of the steps since the last report. It waits for the device.
 
     Returns:
         LEAVE on all ranks where the machine of one is about to go, else CONTINUE.
@@ -74,12 +74,8 @@ def report_progress(trial: Trial, stretch: Stretch, step: int, learning_rates: l
 
 def save(trial: Trial, stretch: Stretch, state: State) -> None:
     """Write a checkpoint between two evaluations, for another process to go on from. It is not told."""
-    team = trial.team
-    draft = _draft(trial, state)
-    files = {name: file for part in team.gather(draft.files()) for name, file in part.items()}
-    if team.leads:
-        draft.commit(files, trial.identity, phase=stretch.phase.name, history=trial.history)
-    team.gather(None)  # nobody leaves before it counts
+    _commit(trial, Unsaved(draft=_draft(trial, state), phase=stretch.phase.name))
+    trial.team.gather(None)  # nobody leaves before it counts
 
 
 def _draft(trial: Trial, state: State) -> checkpoint.Draft:
@@ -92,6 +88,15 @@ def _draft(trial: Trial, state: State) -> checkpoint.Draft:
         token=team.broadcast(uuid.uuid4().hex[:8]),
         remote=trial.remote,
     )
+
+
+def _commit(trial: Trial, unsaved: Unsaved) -> Checkpoint | None:
+    """Make a checkpoint count once all ranks have written theirs of it. Returns it on rank 0."""
+    parts = trial.team.gather(unsaved.draft.files())
+    if not trial.team.leads:
+        return None
+    files = {name: file for part in parts for name, file in part.items()}
+    return unsaved.draft.commit(files, trial.identity, phase=unsaved.phase, history=trial.history)
 
 
 def report_evaluation(
@@ -118,7 +123,7 @@ def report_evaluation(
         draft.discard()
         raise
     trial.history.append(told)
-    trial.unsaved.append(Unsaved(draft=draft, phase=stretch.phase.name, history=tuple(trial.history)))
+    trial.unsaved.append(Unsaved(draft=draft, phase=stretch.phase.name))
     return settle(trial, wait=is_last(trial), within_s=GRACE_S)
 
 
@@ -138,15 +143,11 @@ def settle(trial: Trial, *, wait: bool, within_s: float = 0.0) -> Verdict:
     (unsaved,) = trial.unsaved
     if not wait and not all(team.gather(unsaved.draft.written(within_s))):
         return Verdict.CONTINUE
-    files = {name: file for part in team.gather(unsaved.draft.files()) for name, file in part.items()}
+    saved = _commit(trial, unsaved)
     trial.unsaved.clear()
-    saved = None
-    if team.leads:
-        saved = unsaved.draft.commit(files, trial.identity, phase=unsaved.phase, history=unsaved.history)
+    if saved is not None:
         # Those between evaluations are known to nobody else, and have served.
-        checkpoint.drop(
-            trial.directory, trial.remote, keep=trial.plan.evaluations, before=unsaved.draft.state.step
-        )
+        checkpoint.drop(trial.directory, trial.remote, keep=trial.plan.evaluations, before=saved.state.step)
     return report_saved(trial, saved)
 
 

@@ -340,6 +340,11 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
+def describe(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file's contents."""
+    return {"bytes": file.stat().st_size, "sha256": digest(file)}
+
+
 def put_tree(directory: Path, place: Place) -> None:
     """Copy the files below a local `directory` to `place`, their checksums last.
 
@@ -350,7 +355,7 @@ def put_tree(directory: Path, place: Place) -> None:
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = file.relative_to(directory).as_posix()
         (place / name).upload(file)
-        described[name] = {"bytes": file.stat().st_size, "sha256": digest(file)}
+        described[name] = describe(file)
     (place / CHECKSUMS).write(json.dumps(described, indent=1).encode())
 
 
@@ -367,7 +372,7 @@ def get_files(place: Place, described: Mapping[str, Mapping[str, Any]], director
             source.download(file)
         except FileNotFoundError as error:
             raise DamagedFile(f"{source}: is missing") from error
-        if file.stat().st_size != wanted["bytes"] or digest(file) != wanted["sha256"]:
+        if describe(file) != wanted:
             raise DamagedFile(f"{source}: contents do not match their checksum; it was cut short or altered")
 
 

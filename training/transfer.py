@@ -1,6 +1,8 @@
-"""From the host to the device."""
+"""Between the host and the device."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 from torch import Tensor
@@ -12,3 +14,10 @@ def there(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor
     # Out of pageable memory a copy would wait for all that was asked of the device before.
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def release(device: torch.device) -> None:
+    """Free what nobody refers to any more, and give back the memory that is only held to save time."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

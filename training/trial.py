@@ -100,17 +100,15 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Unsaved:
-    """An evaluation whose checkpoint is still being written."""
+    """A checkpoint that is still being written: the state after the latest evaluation, or on leaving."""
 
     draft: checkpoint.Draft
     phase: str
-    history: tuple[Told, ...]
-    """The evaluations up to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What stays the same from the first step to the last."""
+    """What its steps share: what never changes, and what is noted on the way."""
 
     config: TrialConfig
     identity: checkpoint.Identity
@@ -128,7 +126,7 @@ class Trial:
     """float32 [C]."""
     losses: Losses
     unsaved: list[Unsaved] = field(default_factory=list)
-    """At most one; nobody has been told of it yet."""
+    """At most one: that of the latest evaluation, of which nobody has been told yet."""
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     @cached_property
@@ -185,9 +183,9 @@ def is_last(trial: Trial) -> bool:
         return False
     sign = 1.0 if rule.goal == "maximize" else -1.0
     values = [sign * told.metrics[rule.metric] for told in trial.history]
-    best = -math.inf
-    since = 0
+    best, since = -math.inf, 0
     for value in values:
-        since = 0 if value > best + rule.min_delta else since + 1
-        best = max(best, value) if since == 0 else best
+        since += 1
+        if value > best + rule.min_delta:
+            best, since = value, 0
     return since >= rule.patience

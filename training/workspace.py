@@ -46,12 +46,6 @@ class Setting:
     proven: dict[str, int] = field(default_factory=dict)
     """The largest micro-batch that was measured to fit, by `sizes.key`."""
 
-    def release(self, device: torch.device) -> None:
-        """Give back the memory of `device` that is only held to save time."""
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def touched(self) -> list[str]:
         """The tensors of the model that were written to since it was loaded: none, ever."""
         named = self.blocks.model.named_parameters()
@@ -89,7 +83,7 @@ class Workspace:
     ) -> None:
         self.team = team
         self._cache = cache
-        self._store = prefix_store or PrefixStoreConfig()
+        self._store = prefix_store
         self._boundaries = boundaries
         self._unsettled = 0
         self._settings: dict[tuple[ModelConfig, TaskConfig, DataConfig], Setting] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.capacity import GangShape
+from cluster.gpus import Gpu
 
 Probe = Callable[[], str]
 """Tries something and says what it found; raises where it fails. Runs on a node, so it must travel there."""
@@ -20,15 +21,6 @@ class Found:
 
     ok: bool
     said: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """One GPU, as its driver sees it."""
-
-    name: str
-    used_bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,8 +16,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cluster import gpus
 from cluster.capacity import GangShape, gangs_that_fit
-from cluster.doctor.facts import Brought, Facts, Found, Gpu, NodeFacts, Probe, Reduce
+from cluster.doctor.facts import Brought, Facts, Found, NodeFacts, Probe, Reduce
 
 _PATIENCE_S = 60.0
 _PROBE_PATIENCE_S = 120.0
@@ -42,7 +42,7 @@ class _Examiner:
             "shm_bytes": shm.total,
             "shm_free_bytes": shm.free,
             "disk_free_bytes": shutil.disk_usage(directory).free,
-            "gpus": _gpus(),
+            "gpus": gpus.here(),
         }
 
     def probe(self, probe: Probe) -> Found:
@@ -126,19 +126,6 @@ def own_versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):
         found["thaw"] = version("thaw")
     return found
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    asked = ["nvidia-smi", "--query-gpu=name,memory.used,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    rows = [line.rsplit(",", 2) for line in told.splitlines() if line.count(",") >= 2]
-    return tuple(
-        Gpu(name=name.strip(), used_bytes=int(used) * 2**20, total_bytes=int(total) * 2**20)
-        for name, used, total in rows
-    )
 
 
 def _placement_groups() -> tuple[Found, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.commands.options import Name, Storage, where
+from search.commands.options import Name, Storage, found, where
 
 if TYPE_CHECKING:
     from search.inbox import Command
@@ -21,17 +21,17 @@ Trial = Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.
 
 def pause(name: Name, storage: Storage = "./runs") -> None:
     """Hold a sweep's trials at their next evaluation; `resume` goes on with them."""
-    _send(_found(name, storage), "pause", reason="thaw pause")
+    _send(found(name, storage), "pause", reason="thaw pause")
 
 
 def stop(name: Name, storage: Storage = "./runs") -> None:
     """End a sweep tidily: no new trial starts, running ones finish."""
-    _send(_found(name, storage), "stop", reason="thaw stop")
+    _send(found(name, storage), "stop", reason="thaw stop")
 
 
 def cancel(name: Name, storage: Storage = "./runs") -> None:
     """End a sweep at once; `resume` goes on from the newest checkpoints."""
-    _send(_found(name, storage), "cancel", reason="thaw cancel")
+    _send(found(name, storage), "cancel", reason="thaw cancel")
 
 
 def extend(
@@ -42,7 +42,7 @@ def extend(
     """Give a sweep more trials, also one that has ended."""
     if not re.fullmatch(r"\+?[0-9]{1,6}", trials):
         raise ValueError(f"--trials: must be +N, such as +8, got {trials!r}")
-    _send(_found(name, storage), "extend", trials=int(trials))
+    _send(found(name, storage), "extend", trials=int(trials))
 
 
 def enqueue(
@@ -56,12 +56,12 @@ def enqueue(
     """Add a trial with parameters of your choice, to run before any other."""
     from search.picking import assignments
 
-    _send(_found(name, storage), "enqueue", values=assignments(values), note="enqueued")
+    _send(found(name, storage), "enqueue", values=assignments(values), note="enqueued")
 
 
 def stop_trial(name: Name, trial: Trial, storage: Storage = "./runs") -> None:
     """End one trial of a sweep at its next evaluation."""
-    _send(_found(name, storage), "stop-trial", trial=trial, reason="thaw stop-trial")
+    _send(found(name, storage), "stop-trial", trial=trial, reason="thaw stop-trial")
 
 
 def clone(
@@ -76,21 +76,14 @@ def clone(
     from search import steering
     from search.picking import assignments
 
-    found = _found(name, storage)
-    values = steering.clone_of(found.helm(), trial, assignments(changes))
-    _send(found, "enqueue", values=values, note=f"clone of trial {trial}")
+    sweep = found(name, storage)
+    values = steering.clone_of(sweep.helm(), trial, assignments(changes))
+    _send(sweep, "enqueue", values=values, note=f"clone of trial {trial}")
 
 
 def go_on(name: str, storage: str) -> None:
     """Let a sweep whose driver is at work go on, where it was to end."""
-    _send(_found(name, storage), "resume", reason="thaw resume")
-
-
-def _found(name: str, storage: str) -> Sweep:
-    from search import preflight
-    from search.sweep import find
-
-    return find(name, preflight.local_storage(storage))
+    _send(found(name, storage), "resume", reason="thaw resume")
 
 
 def _send(sweep: Sweep, kind: Any, **arguments: Any) -> None:

@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from search.sweep import Sweep
+
 Storage = Annotated[
     str,
     typer.Option(
@@ -40,6 +42,14 @@ def console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def found(name: str, storage: str) -> Sweep:
+    """The sweep called `name` in `--storage`."""
+    from search.mirror import open_storage
+    from search.sweep import find
+
+    return find(name, open_storage(storage))
 
 
 def where(place: Path) -> str:

@@ -31,14 +31,14 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a sweep will do and take, before anything is spent."""
-    from search import forecasts, loading, planning, preflight
+    from search import forecasts, loading, mirror, planning, preflight
     from search.results import leaderboard
     from training.data import cache_root
 
     if probe and earlier is not None:
         raise ValueError("--probe and --from: both were given; choose one")
     spec = loading.load(sweep, overrides)
-    place = preflight.local_storage(storage)
+    place = mirror.open_storage(storage)
     facts = preflight.check(spec)
     found = planning.plan(spec, facts, place, probe=probe, earlier=earlier, concurrent=concurrent)
     if found.forecast is not None:

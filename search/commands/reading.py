@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from search.commands.options import Json, Name, Storage, console
+from search.commands.options import Json, Name, Storage, console, found
 
 
 def trials(
@@ -53,12 +53,10 @@ def best(
 
 
 def _show_pareto(name: str, storage: str, as_json: bool) -> None:
-    from search import preflight
     from search.results import leaderboard
     from search.results import pareto as view
-    from search.sweep import find
 
-    study = find(name, preflight.local_storage(storage)).read()
+    study = found(name, storage).read()
     if len(study.objectives) == 1:
         raise ValueError(
             f"--pareto: sweep {name} has one objective, {study.metric}; give others under search.objectives"
@@ -78,26 +76,23 @@ def export(
     storage: Storage = "./runs",
 ) -> None:
     """Write a trial's best checkpoint as a Hugging Face model directory."""
-    from search import mirror, preflight
+    from search import mirror
     from search import sweep as sweeps
 
-    found = sweeps.find(name, preflight.local_storage(storage))
-    study = found.read()
+    sweep = found(name, storage)
+    study = sweep.read()
     record = study.best() if trial is None else study.trial(trial)
     if record is None:
         raise ValueError(f"{name}: no trial has a value of {study.metric} yet, so there is nothing to export")
     directory = mirror.open_storage(output, "--output")
     if mirror.place_of(directory) is not None and mirror.names(directory):
         raise ValueError(f"{output}: is there already and not empty; give a new directory")
-    sweeps.export(found, record, directory)
+    sweeps.export(sweep, record, directory)
     mirror.put_model(directory)
     print(output)
 
 
 def _read(name: str, storage: str) -> tuple[Any, Any]:
     """A sweep's records and its metric."""
-    from search import preflight
-    from search.sweep import find
-
-    found = find(name, preflight.local_storage(storage))
-    return found.read().trials(), found.spec.search.metric
+    sweep = found(name, storage)
+    return sweep.read().trials(), sweep.spec.search.metric

@@ -63,7 +63,7 @@ def memory(
         print(json.dumps(estimates.to_json(found), indent=2))
     else:
         screen = console()
-        screen.print(estimates.table(found))
+        screen.print(estimates.table(found, width=screen.width))
         screen.print(estimates.limit(found), highlight=False, soft_wrap=True)
 
 

@@ -7,8 +7,7 @@ import optuna
 
 from search.config import SamplerConfig
 from search.samplers.cube import Suggest
-from search.samplers.gaussian import expected_improvement
-from search.samplers.gp import STARTUP_TRIALS, by_chance, propose
+from search.samplers.gp import by_chance, propose
 from search.samplers.proposer import Proposer, Request
 
 _CHANCE = 0.2
@@ -16,11 +15,10 @@ _CHANCE = 0.2
 
 def auto(config: SamplerConfig, seed: int, suggest: Suggest) -> optuna.samplers.BaseSampler:
     """The candidate with the highest expected improvement; one trial in five by chance."""
-    startup = STARTUP_TRIALS if config.startup_trials is None else config.startup_trials
-    return Proposer(lambda request: _propose(request, startup), suggest, seed)
+    return Proposer(lambda request: _propose(request, config), suggest, seed)
 
 
-def _propose(request: Request, startup: int) -> np.ndarray:
+def _propose(request: Request, config: SamplerConfig) -> np.ndarray:
     if request.rng.random() < _CHANCE:
         return by_chance(request)
-    return propose(request, startup, expected_improvement)
+    return propose(request, config)

@@ -106,14 +106,6 @@ class GaussianProcess:
         return mean * self._scale + self._mean, np.sqrt(spread) * self._scale
 
 
-def normal_scores(values: np.ndarray) -> np.ndarray:
-    """The values' ranks as quantiles of a normal distribution; equals share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks = (ends - (counts + 1) / 2 + 0.5)[inverse]
-    return probit(ranks / len(values))
-
-
 def probit(quantiles: np.ndarray) -> np.ndarray:
     """Inverse of the normal distribution function, on (0, 1)."""
     return np.array([_NORMAL.inv_cdf(q) for q in quantiles])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import optuna
 
@@ -13,9 +11,6 @@ from search.samplers.feasibility import likely, runs
 from search.samplers.gaussian import GaussianProcess, expected_improvement, probit
 from search.samplers.history import worth
 from search.samplers.proposer import Proposer, Request
-
-Acquisition = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-"""Means [n], deviations [n] and the best target so far -> what each is worth [n], 0 at the least."""
 
 STARTUP_TRIALS = 8
 # What one fit takes in: the best of the trials, and as many of the others.
@@ -31,13 +26,13 @@ def gp(config: SamplerConfig, seed: int, suggest: Suggest) -> optuna.samplers.Ba
     The target is a trial's place among all, farther ones before nearer ones, so that those that ended
     early count; infeasible ones are last. Running trials count as what is expected of them.
     """
-    startup = STARTUP_TRIALS if config.startup_trials is None else config.startup_trials
-    return Proposer(lambda request: propose(request, startup, expected_improvement), suggest, seed)
+    return Proposer(lambda request: propose(request, config), suggest, seed)
 
 
-def propose(request: Request, startup: int, acquisition: Acquisition) -> np.ndarray:
-    """The best candidate by `acquisition`; one by chance before `startup` trials have a result."""
+def propose(request: Request, config: SamplerConfig) -> np.ndarray:
+    """The best candidate; one by chance before `config.startup_trials` have a result."""
     history, cube, rng = request.history, request.cube, request.rng
+    startup = STARTUP_TRIALS if config.startup_trials is None else config.startup_trials
     told = np.flatnonzero(history.bad | (history.farthest > 0))
     if (~history.bad[told]).sum() < max(startup, 2):
         return by_chance(request)
@@ -54,7 +49,7 @@ def propose(request: Request, startup: int, acquisition: Acquisition) -> np.ndar
         model = model.refitted(features[kept], targets[kept])
     points = candidates(cube, history.points[order[-_BEST:]], rng)
     mean, deviation = model.predict(cube.features(points))
-    gain = acquisition(mean, deviation, float(np.nanmax(targets)))
+    gain = expected_improvement(mean, deviation, float(np.nanmax(targets)))
     chances = runs(request, points)
     gain = np.where(chances > min(0.5, chances.max() - 1e-9), gain, -1.0)
     return points[int(np.argmax(gain))]

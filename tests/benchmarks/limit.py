@@ -37,7 +37,6 @@ from tests.benchmarks.workloads import WORKLOADS, Job, job
 from tests.conftest import MODEL
 from training.batches import WIDTH_MULTIPLE, epoch_batches, width
 from training.config import ModelConfig, TrialConfig
-from training.cost import products
 from training.data import Data, prepare
 from training.models import load_config
 from training.plan import Stretch
@@ -124,6 +123,22 @@ def work(given: Job, data: Data) -> Work:
         for split, boundary in lowest.items()
     )
     return Work(suffix=suffix, prefix=prefix, padding=padding)
+
+
+def products(lengths: np.ndarray, *, hidden: int, inner: int) -> float:
+    """Floating-point operations of the matrix products in one pass of one block, forward.
+
+    Gradients by the input take as many again, and gradients by the weights too (attention has no weights in
+    its own products, but two inputs).
+
+    Args:
+        lengths: int64 [n], tokens of each example, or columns where padding counts.
+        hidden: width of the hidden states.
+        inner: width within the feed-forward part.
+    """
+    tokens = np.asarray(lengths, np.float64)
+    linear = 2.0 * (4 * hidden * hidden + 2 * hidden * inner)
+    return float((linear * tokens + 4.0 * hidden * tokens**2).sum())
 
 
 def sizes(given: Job) -> tuple[int, int]:

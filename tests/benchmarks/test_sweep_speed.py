@@ -16,7 +16,6 @@ from tests.benchmarks.sides.thaw import NAME
 from tests.benchmarks.soak import tiny_model
 from tests.benchmarks.workloads import Job, arithmetic, dump, job, sweep_file
 from tests.benchmarks.workloads import parse as parse_job
-from training.cost import products
 from training.data import prepare
 from training.timing import Cost, Shape
 
@@ -71,7 +70,7 @@ def test_products_count_linear_layers_and_attention() -> None:
     lengths = np.array([3, 5])
     linear = 8 * 2 * (4 * 4 * 4 + 2 * 4 * 8)
     scores = 2 * 2 * 4 * (9 + 25)
-    assert products(lengths, hidden=4, inner=8) == linear + scores
+    assert limit.products(lengths, hidden=4, inner=8) == linear + scores
 
 
 def test_a_finished_side_is_not_run_again(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,6 +16,7 @@ from search.progress import Progress
 from search.spec import SweepSpec, parse
 from search.study import TrialRecord
 from search.sweep import Sweep
+from tests.cli import Thaw, caller
 from tests.conftest import MODEL
 from tests.training.conftest import Recorder, muster
 from training.loop import train
@@ -23,6 +24,18 @@ from training.workspace import Workspace
 
 Course = list[tuple[float, dict[str, float]]]
 """Epochs and metrics of a trial's evaluations."""
+
+
+@pytest.fixture
+def thaw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Thaw:
+    """The command line; a Ray that is started fails the test."""
+
+    def started(address: str | None) -> NoReturn:
+        raise AssertionError(f"Ray was started at {address}")
+
+    monkeypatch.setattr("cluster.connect.connected", started)
+    monkeypatch.chdir(tmp_path)
+    return caller(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

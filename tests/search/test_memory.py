@@ -9,6 +9,7 @@ import pytest
 
 from search import loading, memory
 from tests.cli import caller, write_sweep
+from training.memory import DEVICE_PARTS
 
 
 def test_every_schedule_at_its_deepest_and_largest(tmp_path: Path) -> None:
@@ -23,6 +24,14 @@ def test_every_schedule_at_its_deepest_and_largest(tmp_path: Path) -> None:
     # A batch of 64 on one worker accumulates: the gradients are there while the activations are.
     assert needs["full"].gradients == 4 * needs["full"].thawed
     assert memory.limit(found).startswith("schedule full, phase full needs the most")
+
+
+def test_a_narrow_terminal_loses_the_least_columns_and_cuts_none() -> None:
+    found = memory.rows(loading.load("quickstart", []))
+    made = memory.table(found, width=80)
+    headers = [column.header for column in made.columns]
+    assert headers == ["schedule", "phase", "thawed", "parameters", "activations", "worker", "host"]
+    assert len(memory.table(found, width=200).columns) == 6 + len(DEVICE_PARTS)
 
 
 def test_the_command(

@@ -14,12 +14,13 @@ import pytest
 
 from search import mirror
 from search import sweep as sweeps
+from search.commands import watching
 from search.delivery import obey_all
 from search.inbox import Inbox
 from search.life import Wanted
-from search.mirror import files, journal, lease, places
+from search.mirror import files, journal, lease, open_storage, places
 from search.mirror.lease import Lease, LeaseLost
-from search.preflight import check_writable, local_storage
+from search.preflight import check_writable
 from search.presence import Presence
 from search.records import Result, TrialState
 from search.spec import SweepSpec, parse
@@ -70,7 +71,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_machine_goes_on_where_a_dead_driver_ended(s3: S3, spec: SweepSpec) -> None:
     server, uri = s3
-    made = sweeps.create(spec, local_storage(uri))
+    made = sweeps.create(spec, open_storage(uri))
     study = made.open()
     server.requests.clear()
     first = study.ask()
@@ -81,7 +82,7 @@ def test_another_machine_goes_on_where_a_dead_driver_ended(s3: S3, spec: SweepSp
     before = [(t.number, t.state, t.params, t.seed) for t in study.trials()]
 
     another_machine()  # the driver is dead, and this machine has never seen the sweep
-    storage = local_storage(uri)
+    storage = open_storage(uri)
     found = sweeps.find("small", storage)
     assert found.directory != made.directory
     assert found.spec == made.spec
@@ -92,29 +93,35 @@ def test_another_machine_goes_on_where_a_dead_driver_ended(s3: S3, spec: SweepSp
     mirror.release(found.directory)
 
     another_machine()
-    states = [t.state for t in sweeps.find("small", local_storage(uri)).read().trials()]
+    states = [t.state for t in sweeps.find("small", open_storage(uri)).read().trials()]
     assert states == [TrialState.COMPLETE, TrialState.FAILED, TrialState.RUNNING]
     with pytest.raises(ValueError, match=f"there is no sweep 'smal' in {uri}; did you mean small"):
-        sweeps.find("smal", local_storage(uri))
+        sweeps.find("smal", open_storage(uri))
+
+
+def test_a_store_without_sweeps_is_named_as_it_was_given(s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    _, uri = s3
+    watching.list_(uri)
+    assert capsys.readouterr().out == f"there is no sweep in {uri}; start one with `run`\n"
 
 
 def test_google_cloud_storage_is_a_store_as_well(gs: str, spec: SweepSpec) -> None:
-    made = sweeps.create(spec, local_storage(gs))
+    made = sweeps.create(spec, open_storage(gs))
     asked = made.open().ask()
     another_machine()
-    found = sweeps.find("small", local_storage(gs))
+    found = sweeps.find("small", open_storage(gs))
     assert [t.params for t in found.read().trials()] == [asked.params]
-    assert sweeps.names(local_storage(gs)) == ["small"]
-    again = sweeps.create(spec, local_storage(gs))
+    assert sweeps.names(open_storage(gs)) == ["small"]
+    again = sweeps.create(spec, open_storage(gs))
     again.open().tell(0, TrialState.FAILED, "told by another")
     mirror.release(again.directory)
     another_machine()
-    assert sweeps.find("small", local_storage(gs)).read().trial(0).state is TrialState.FAILED
+    assert sweeps.find("small", open_storage(gs)).read().trial(0).state is TrialState.FAILED
 
 
 def test_there_is_one_writer(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     _, uri = s3
-    made = sweeps.create(spec, local_storage(uri))
+    made = sweeps.create(spec, open_storage(uri))
     study = made.open()
     ours = lease.leases[made.directory]
     place = mirror.place_of(made.directory)
@@ -132,7 +139,7 @@ def test_there_is_one_writer(s3: S3, spec: SweepSpec, monkeypatch: pytest.Monkey
     time.sleep(lease.LEASE_S)
     with pytest.raises(OSError, match="another driver works on this sweep now"):
         study.ask()
-    assert len(sweeps.find("small", local_storage(uri)).read().trials()) == 1
+    assert len(sweeps.find("small", open_storage(uri)).read().trials()) == 1
     with pytest.raises(LeaseLost):
         ours.check()
     mirror.release(made.directory)
@@ -164,7 +171,7 @@ def test_the_mirror_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: 
     ended.wait()
     (tmp_path / f"thaw-mirror-{ended.pid}-x" / "sweep").mkdir(parents=True)
     (tmp_path / "thaw-mirror-1-x").mkdir()  # of one that lives
-    root = local_storage("s3://bucket/of-nobody")
+    root = open_storage("s3://bucket/of-nobody")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["thaw-mirror-1-x", root.name])
     places._mirrors.pop(root)
 
@@ -172,7 +179,7 @@ def test_the_mirror_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: 
 def test_journal_pieces(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     _, uri = s3
     monkeypatch.setattr(journal, "_PIECE_BYTES", 2000)
-    made = sweeps.create(spec, local_storage(uri))
+    made = sweeps.create(spec, open_storage(uri))
     study = made.open()
     for _ in range(4):
         number = study.ask().number
@@ -181,7 +188,7 @@ def test_journal_pieces(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
     pieces = Place.parse(f"{uri}/small/study.journal")
     assert len(pieces.children()) > 2
     another_machine()
-    found = sweeps.find("small", local_storage(uri))
+    found = sweeps.find("small", open_storage(uri))
     assert found.ledger.read_bytes() == made.ledger.read_bytes()
     assert len(found.read().trials()) == 4
     name = pieces.children()[1]
@@ -189,15 +196,15 @@ def test_journal_pieces(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
     (pieces / name).write(data.replace(b"0.5", b"0.9"))
     another_machine()
     with pytest.raises(DamagedFile, match=f"study.journal/{name}: a piece of the journal is missing or was"):
-        sweeps.find("small", local_storage(uri))
+        sweeps.find("small", open_storage(uri))
     (pieces / name).remove()
     with pytest.raises(DamagedFile, match="is missing or was altered"):
-        sweeps.find("small", local_storage(uri))
+        sweeps.find("small", open_storage(uri))
 
 
 def test_files_go_there_when_they_change_and_are_checked_when_they_come_back(s3: S3, tmp_path: Path) -> None:
     server, uri = s3
-    directory = local_storage(uri) / "sweep"
+    directory = open_storage(uri) / "sweep"
     (directory / "trials" / "0001").mkdir(parents=True)
     (directory / "trials" / "0001" / "scratch").write_text("not this")
     (directory / ".hidden").write_text("nor this")
@@ -214,52 +221,52 @@ def test_files_go_there_when_they_change_and_are_checked_when_they_come_back(s3:
     mirror.push_changes(directory)
 
     another_machine()
-    copy = local_storage(uri) / "sweep"
+    copy = open_storage(uri) / "sweep"
     mirror.pull(copy)
     assert (copy / "metrics.jsonl").read_text() == "one\ntwo\n"
     assert (copy / "reports" / "a.html").read_text() == "<p>"
     (place / "metrics.jsonl").write(b"one\n")  # a writer was killed before it came to this
     another_machine()
-    copy = local_storage(uri) / "sweep"
+    copy = open_storage(uri) / "sweep"
     mirror.pull(copy)
     assert (copy / "metrics.jsonl").read_text() == "one\n"
     (place / "metrics.jsonl").write(b"two\n")
     another_machine()
     with pytest.raises(DamagedFile, match=r"metrics\.jsonl: contents do not match"):
-        mirror.pull(local_storage(uri) / "sweep")
+        mirror.pull(open_storage(uri) / "sweep")
     (place / ".index.json").write(json.dumps({"../../escaped": ["0" * 64]}).encode())
     with pytest.raises(ValueError, match="leads out"):
-        mirror.pull(local_storage(uri) / "sweep")
+        mirror.pull(open_storage(uri) / "sweep")
 
 
 def test_a_store_that_is_away_for_a_while_holds_up_but_loses_nothing(s3: S3, spec: SweepSpec) -> None:
     server, uri = s3
-    made = sweeps.create(spec, local_storage(uri))
+    made = sweeps.create(spec, open_storage(uri))
     study = made.open()
     server.fault = lambda method, path: "503"
     threading.Timer(2.0, partial(setattr, server, "fault", None)).start()
     asked = study.ask()
     another_machine()
-    assert [t.params for t in sweeps.find("small", local_storage(uri)).read().trials()] == [asked.params]
+    assert [t.params for t in sweeps.find("small", open_storage(uri)).read().trials()] == [asked.params]
 
 
 def test_a_store_that_cannot_be_written_is_said_at_once(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     server, uri = s3
-    check_writable(local_storage(uri) / "x")
+    check_writable(open_storage(uri) / "x")
     assert Place.parse(uri).files() == {}
     with pytest.raises(ValueError, match=r"--storage: s3://no-such-bucket/x.*cannot write"):
-        check_writable(local_storage("s3://no-such-bucket/x") / "y")
+        check_writable(open_storage("s3://no-such-bucket/x") / "y")
     monkeypatch.setenv("THAW_STORAGE_PATIENCE_S", "1")
     server.fault = lambda method, path: "reset"
     with pytest.raises(ValueError, match=r"--storage: .*\(asked for 1 s\)"):
-        check_writable(local_storage(uri) / "y")
+        check_writable(open_storage(uri) / "y")
     with pytest.raises(StorageError):
-        mirror.names(local_storage(uri))
+        mirror.names(open_storage(uri))
 
 
 def test_another_machine_steers_a_sweep_through_the_store(s3: S3, spec: SweepSpec) -> None:
     _, uri = s3
-    made = sweeps.create(spec, local_storage(uri))
+    made = sweeps.create(spec, open_storage(uri))
     made.open().ask()
     command = [sys.executable, str(REPOSITORY / "launch.py"), "pause", "small", "--storage", uri]
 
@@ -300,7 +307,7 @@ def test_a_journal_in_a_bucket_is_mended_there(
 ) -> None:
     server, uri = s3
     monkeypatch.setattr(journal, "_PIECE_BYTES", 600)
-    made = sweeps.create(spec, local_storage(uri))
+    made = sweeps.create(spec, open_storage(uri))
     study = made.open()
     for _ in range(4):
         study.tell(study.ask().number, TrialState.FAILED, "x")
@@ -310,7 +317,7 @@ def test_a_journal_in_a_bucket_is_mended_there(
     mirror.release(made.directory)
 
     another_machine()
-    found = sweeps.find("small", local_storage(uri))
+    found = sweeps.find("small", open_storage(uri))
     with pytest.raises(ValueError, match=f"line {len(lines)} is not readable"):
         found.read()
     server.requests.clear()
@@ -322,6 +329,6 @@ def test_a_journal_in_a_bucket_is_mended_there(
     mirror.release(found.directory)
 
     another_machine()
-    found = sweeps.find("small", local_storage(uri))
+    found = sweeps.find("small", open_storage(uri))
     assert len(found.read().trials()) == 4
     assert (found.directory / "study.journal.broken-1").exists()

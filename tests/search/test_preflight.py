@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from search.loading import load
-from search.preflight import check, check_writable, local_storage
+from search.mirror import open_storage
+from search.preflight import check, check_writable, corners
 from search.problems import SpecError
 from search.spec import SweepSpec
 from tests.cli import ROWS, write_rows, write_sweep
@@ -111,6 +112,11 @@ def test_schedules_are_tried_at_the_corners_of_the_space(
         assert problems(asked) == (expected,)
 
 
+def test_a_constant_of_zero_is_looked_at_as_zero(tmp_path: Path) -> None:
+    checked = spec(tmp_path, {"learning_rate": {"value": 1e-4}, "zero.stage": {"value": 0}})
+    assert [corner.training.zero.stage for corner in corners(checked)] == [0]
+
+
 def test_every_model_and_column_that_may_be_drawn_is_looked_at(tmp_path: Path) -> None:
     # What the sections say is never used where a parameter has the same path.
     asked = spec(
@@ -147,16 +153,16 @@ def test_checking_a_directory_leaves_nothing(tmp_path: Path) -> None:
 def test_storage_is_a_directory_or_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert local_storage("./runs") == tmp_path / "runs"
-    assert local_storage("~/runs") == tmp_path / "home" / "runs"
-    assert local_storage(f"file://{tmp_path}/runs") == tmp_path / "runs"
-    assert local_storage(str(tmp_path / "a" / ".." / "b")) == tmp_path / "b"
+    assert open_storage("./runs") == tmp_path / "runs"
+    assert open_storage("~/runs") == tmp_path / "home" / "runs"
+    assert open_storage(f"file://{tmp_path}/runs") == tmp_path / "runs"
+    assert open_storage(str(tmp_path / "a" / ".." / "b")) == tmp_path / "b"
     for wrong in ("ftp://bucket/x", "s3://"):
         with pytest.raises(ValueError, match=r"^--storage: "):
-            local_storage(wrong)
+            open_storage(wrong)
     for empty in ("", " ", "file://"):
         with pytest.raises(ValueError, match=r"^--storage: must not be empty"):
-            local_storage(empty)
+            open_storage(empty)
     assert os.listdir(tmp_path) == []
 
 

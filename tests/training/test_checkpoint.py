@@ -120,7 +120,7 @@ def test_one_that_was_cut_off_is_not_picked_up(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("_describe", "save_file"):
+    for name in ("describe", "save_file"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, name, fail)
             with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.conftest import Crew, MakeTrial
-from tests.training.test_loop import run
+from tests.training.trials import run
 from training.config import TrialConfig
 from training.rng import derive
 from training.team import Team

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, largest_difference, plain
 from tests.training.reference import reference
-from tests.training.test_loop import GROWING, REFREEZING, run
+from tests.training.trials import GROWING, REFREEZING, run
 from training.checkpoint import State
 from training.config import (
     DataConfig,

@@ -15,7 +15,7 @@ import torch
 
 from tests.training.conftest import MakeTrial, Recorder, assert_same, largest_difference, plain
 from tests.training.reference import reference
-from tests.training.test_loop import GROWING, listed, run
+from tests.training.trials import GROWING, listed, run
 from training import probe
 from training.config import (
     DataConfig,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from training import checkpoint, manifest
 from training.checkpoint import CheckpointError, DamagedCheckpoint, Draft, Identity, State, Told
 from training.optim import Slots
+from training.store import describe
 
 IDENTITY = Identity(model="m", data="d", settings="s")
 WEIGHTS = "weights-00000-of-00001.safetensors"
@@ -38,7 +39,7 @@ def restate(path: Path, said: Any) -> None:
         files = said.get("files")
         for name, described in files.items() if isinstance(files, dict) else ():
             if isinstance(described, dict) and "/" not in name and (path / name).is_file():
-                described |= checkpoint._describe(path / name)
+                described |= describe(path / name)
         said = {**said, "sha256": manifest.digest(said)}
     (path / "manifest.json").write_text(json.dumps(said))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, plain
-from tests.training.test_loop import GROWING, run
+from tests.training.trials import GROWING, run
 from training.config import TrialConfig
 from training.loop import train
 from training.reporter import Verdict

@@ -13,7 +13,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, largest_difference
 from tests.training.reference import reference
-from tests.training.test_loop import GROWING, run, run_there
+from tests.training.trials import GROWING, run, run_there
 from training.config import ZeroConfig
 from training.loop import train
 from training.workspace import Workspace

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, largest_difference
-from tests.training.test_loop import SHRINKING, run
 from tests.training.test_resilience import ON_CPU, ON_GPU, SETTINGS
+from tests.training.trials import SHRINKING, run
 from training import engine as engines
 from training import sizes
 from training.config import TrialConfig, ZeroConfig

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same, largest_difference
-from tests.training.test_loop import GROWING, listed, run
+from tests.training.trials import GROWING, listed, run
 from training import reports, sizes
 from training.config import EarlyStoppingConfig, TrialConfig, ZeroConfig
 from training.engine import Engine

@@ -111,20 +111,16 @@ def test_metrics_of_known_predictions() -> None:
     assert metrics["matthews"] == pytest.approx(2 / np.sqrt(2 * 2 * 3 * 1))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_metrics_are_those_of_scikit_learn(classes: int) -> None:
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+def test_metrics_of_classes_that_do_not_occur() -> None:
+    # Of three classes: the first is right once of twice, the second is only guessed, the third is nowhere.
+    metrics = TASK.compute(np.eye(3)[[0, 1]], np.array([0, 0]))
+    assert metrics["f1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert metrics["matthews"] == 0.0
 
-    rng = np.random.default_rng(classes)
-    for n in (1, 2, 7, 50):
-        for _ in range(20):
-            logits = rng.normal(size=(n, classes))
-            labels = rng.integers(0, rng.integers(1, classes + 1), n)  # not every class occurs
-            metrics, predicted = TASK.compute(logits, labels), logits.argmax(axis=1)
-            assert metrics["accuracy"] == accuracy_score(labels, predicted)
-            wanted = f1_score(labels, predicted, average="macro", zero_division=0)
-            assert metrics["f1"] == pytest.approx(wanted, abs=1e-12)
-            assert metrics["matthews"] == pytest.approx(matthews_corrcoef(labels, predicted), abs=1e-12)
+
+def test_metrics_of_one_example() -> None:
+    metrics = TASK.compute(np.array([[2.0, 1.0]]), np.array([1]))
+    assert (metrics["accuracy"], metrics["f1"], metrics["matthews"]) == (0.0, 0.0, 0.0)
 
 
 def test_metrics_of_huge_logits() -> None:

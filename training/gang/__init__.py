@@ -7,28 +7,7 @@ which goes on from its newest checkpoint. When the owner dies its channel dies w
 then the workers leave.
 """
 
-from training.gang.messages import (
-    Crashed,
-    Ended,
-    Failed,
-    GangConfig,
-    GangLost,
-    Greeting,
-    News,
-    Order,
-    Regroup,
-)
+from training.gang.messages import Ended, Failed, GangConfig, Order
 from training.gang.owner import Gang
 
-__all__ = [
-    "Crashed",
-    "Ended",
-    "Failed",
-    "Gang",
-    "GangConfig",
-    "GangLost",
-    "Greeting",
-    "News",
-    "Order",
-    "Regroup",
-]
+__all__ = ["Ended", "Failed", "Gang", "GangConfig", "Order"]

@@ -51,6 +51,20 @@ class Shape:
         """Bytes of the file of one stack."""
         return self.tokens * self.hidden * self.dtype.itemsize
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files, one for each stack."""
+        return tuple(f"{stack}.bin" for stack in range(self.stacks))
+
+    def mapped(self, path: Path, *, shared: bool) -> States:
+        """The files under `path`: [tokens, D] of each stack; to write to them if `shared`."""
+        numel = self.tokens * self.hidden
+        flats = (
+            torch.from_file(str(path / name), shared=shared, size=numel, dtype=self.dtype)
+            for name in self.files
+        )
+        return tuple(flat.view(self.tokens, self.hidden) for flat in flats)
+
 
 class Entry:
     """An entry that is open to read. It cannot be evicted before it is closed."""
@@ -58,13 +72,7 @@ class Entry:
     def __init__(self, path: Path, shape: Shape, lock: IO[str]) -> None:
         self.path = path
         self._lock = lock
-        numel = shape.tokens * shape.hidden
-        self.states: States = tuple(
-            torch.from_file(str(path / f"{stack}.bin"), shared=False, size=numel, dtype=shape.dtype).view(
-                shape.tokens, shape.hidden
-            )
-            for stack in range(shape.stacks)
-        )
+        self.states: States = shape.mapped(path, shared=False)
         """[tokens, D] of each stack, mapped: pages are read when they are needed, and shared."""
 
     def close(self) -> None:
@@ -86,18 +94,12 @@ class Draft:
         self.path.mkdir(parents=True)
         self.states: States = ()
         """[tokens, D] of each stack, to be written."""
-        numel = shape.tokens * shape.hidden
         try:
-            for name in self._names():
+            for name in shape.files:
                 with (self.path / name).open("wb") as file:
                     # Or a full file system kills the process when it writes to the map.
                     os.posix_fallocate(file.fileno(), 0, shape.stack_size)
-            self.states = tuple(
-                torch.from_file(str(self.path / name), shared=True, size=numel, dtype=shape.dtype).view(
-                    shape.tokens, shape.hidden
-                )
-                for name in self._names()
-            )
+            self.states = shape.mapped(self.path, shared=True)
         except BaseException:
             self.discard()
             raise
@@ -111,7 +113,7 @@ class Draft:
             described: what its key stands for.
         """
         self.states = ()
-        files = {name: _checksum(self.path / name, sync=True) for name in self._names()}
+        files = {name: _checksum(self.path / name, sync=True) for name in self._shape.files}
         manifest = {
             "of": described,
             "rows": rows,
@@ -131,9 +133,6 @@ class Draft:
         """Give up."""
         self.states = ()
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _names(self) -> list[str]:
-        return [f"{stack}.bin" for stack in range(self._shape.stacks)]
 
 
 _verified: dict[tuple[str, int, int], bool] = {}
@@ -156,7 +155,7 @@ def open_entry(root: Path, key: str, shape: Shape) -> Entry | None:
         manifest = json.load(lock)
         known = (str(path), status.st_ino, status.st_ctime_ns)
         if known not in _verified:
-            if set(manifest["files"]) != {f"{stack}.bin" for stack in range(shape.stacks)}:
+            if set(manifest["files"]) != set(shape.files):
                 raise ValueError(f"{_MANIFEST} is of other files")
             for name, checksum in manifest["files"].items():
                 if (path / name).stat().st_size != shape.stack_size or _checksum(path / name) != checksum:

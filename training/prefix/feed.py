@@ -210,7 +210,9 @@ class Feed:
         exact = self.device.type == "cpu" and self.dtype == torch.float32
         columns = width(int(lengths.max()), cap=self.frozen.cap, multiple=1 if exact else WIDTH_MULTIPLE)
         arrays = collate(split, indices, columns, self.frozen.data.pad_id)
-        inputs: dict[str, Any] = {key: self._there(torch.from_numpy(array)) for key, array in arrays.items()}
+        inputs: dict[str, Any] = {
+            key: there(torch.from_numpy(array), self.device) for key, array in arrays.items()
+        }
         labels = inputs.pop("labels")
         if self.boundary >= 0:
             inputs["states"] = self._states(name, indices, lengths, columns)
@@ -239,7 +241,7 @@ class Feed:
             return source.rectangle(indices, columns)
         split = self.frozen.split(name)
         return tuple(
-            spread(self._there(pick(flat, split, indices)), lengths, columns) for flat in source.states
+            spread(there(pick(flat, split, indices), self.device), lengths, columns) for flat in source.states
         )
 
     def _source(self, name: str) -> Entry | Recipe:
@@ -250,6 +252,3 @@ class Feed:
             held = next((s.module for s in self._open.values() if isinstance(s, Recipe)), None)
             self._open[name] = frozen.entry(*place) or frozen.recipe(*place, module=held)
         return self._open[name]
-
-    def _there(self, tensor: Tensor) -> Tensor:
-        return there(tensor, self.device)

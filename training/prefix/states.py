@@ -6,19 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.batches import tokens_of
 from training.data import Split
 from training.transfer import there
 
 States = tuple[Tensor, ...]
 """Hidden states of each stack of the model: [B, T, D], or [tokens, D] end to end."""
-
-
-def tokens_of(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """int64: where the tokens of some examples are, one example after the other."""
-    starts = offsets[indices]
-    lengths = offsets[indices + 1] - starts
-    ends = np.cumsum(lengths)
-    return np.arange(int(ends[-1])) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def cells_of(lengths: np.ndarray, width: int) -> np.ndarray:

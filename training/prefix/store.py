@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.batches import tokens_of
 from training.config import PrefixStoreConfig
 from training.prefix import entries
 from training.prefix.budget import Placement, Room, Shelf, budget, place
 from training.prefix.compute import Probe, Recipe
 from training.prefix.entries import Draft, Entry, Shape
-from training.prefix.states import tokens_of
 
 _SAMPLE_BYTES, _READ_BYTES = 2**23, 2**16
 _MEMORY = Path("/dev/shm")

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.capacity import GangShape
 from cluster.doctor.checks import CHECKS, Health, as_json, examine
-from cluster.doctor.facts import Facts, Found, Gpu, Need, NodeFacts
+from cluster.doctor.facts import Facts, Found, Need, NodeFacts
+from cluster.gpus import Gpu
 
 VERSIONS = {"ray": "2.60.0", "python": "3.11.7", "thaw": "0.1.0"}
 OK = Found(ok=True, said="fine")

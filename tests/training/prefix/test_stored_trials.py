@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from tests.training.conftest import VOCABULARY, Crew, MakeTrial, assert_same
 from tests.training.test_equivalence import SCHEDULES
-from tests.training.test_loop import run as run_trial
+from tests.training.trials import run as run_trial
 from training.config import ModelConfig, PrefixStoreConfig, TrialConfig, ZeroConfig
 from training.prefix import clear
 from training.prefix.store import Shelves
