@@ -16,7 +16,7 @@ from search.forecasts import compare
 from search.life import Life, SweepState
 from search.presence import Driving, Presence
 from search.progress import eta_s
-from search.records import Goal, TrialRecord, TrialState, ranked
+from search.records import Goal, TrialRecord, TrialState, best_of
 from search.results.leaderboard import best_row
 from search.results.text import UNKNOWN, Column, duration, grid, measure, number
 
@@ -49,8 +49,7 @@ class Status:
     @property
     def best(self) -> TrialRecord | None:
         """The best trial; None while none has a value."""
-        first = next(iter(ranked(self.trials, self.metric, self.goal)), None)
-        return None if first is None or first.value(self.metric, self.goal) is None else first
+        return best_of(self.trials, self.metric, self.goal)
 
     @property
     def counts(self) -> dict[str, int]:
