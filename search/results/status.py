@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from search import forecasts
+from search import forecasts, mirror
 from search.budget import Usage, describe, usage
 from search.config import BudgetConfig
 from search.forecasts import compare
@@ -167,7 +167,7 @@ def of(sweep: Sweep) -> Status:
     running = sum(trial.state is TrialState.RUNNING for trial in trials)
     return Status(
         name=sweep.spec.name,
-        directory=str(sweep.directory),
+        directory=mirror.shown(sweep.directory),
         state=sweep.state(study),
         life=study.life,
         metric=study.metric,

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from search import mirror
 from search.trackers.base import JsonlConfig, Run, Seen, Value, dumps
 
 FILE = "metrics.jsonl"
@@ -66,7 +67,7 @@ class JsonlTracker:
 
     def locations(self) -> list[str]:
         """The file, once there is one."""
-        return sorted({str(path) for path, _ in self._runs.values()})
+        return sorted({mirror.shown(path) for path, _ in self._runs.values()})
 
     def _earlier(self, path: Path) -> dict[int, dict[str, int]]:
         """How far drivers before this one came in the file; read once, since it grows with the sweep."""
