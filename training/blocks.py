@@ -177,7 +177,7 @@ class Blocks:
                     memo[id(self._owner(stack))] = Encoded(first)
             else:
                 catches.append(Catch(self._architecture.form))
-            memo[id(stack.row)] = self._cut(stack, first, start, stop, catches[-1], memo)
+            memo[id(stack.row)] = _cut(stack, first, start, stop, catches[-1], memo)
         kept = set(range(low or 0, high)) | ({"embeddings"} if low is None else set())
         self._blank(memo, doors, kept, self._base, self._base_name)
         base = copy.deepcopy(self._base, memo).eval()
@@ -202,7 +202,7 @@ class Blocks:
             if index + 1 < len(self._stacks) and start == len(stack.row):
                 memo[id(self._owner(stack))] = Encoded(doors[-1])
             else:
-                memo[id(stack.row)] = self._cut(stack, doors[-1], start, len(stack.row), None, memo)
+                memo[id(stack.row)] = _cut(stack, doors[-1], start, len(stack.row), None, memo)
         kept: set[Unit] = {"head", *range(boundary, self.num_blocks)}
         self._blank(memo, doors, kept, self.model, "")
         module = copy.deepcopy(self.model, memo)
@@ -228,27 +228,6 @@ class Blocks:
     def _gate(self, stack: _Stack) -> Gate:
         form, bias = self._architecture.form, self._architecture.bias
         return Gate(form) if bias is None else BiasGate(form, stack.row[0].get_submodule(bias))
-
-    def _cut(
-        self,
-        stack: _Stack,
-        first: Gate | None,
-        start: int,
-        stop: int,
-        last: Catch | None,
-        memo: dict[int, Any],
-    ) -> Row:
-        """The blocks of a stack from `start` up to `stop`, copied by `memo`, between gate and catch."""
-        row = Row()
-        for name, place in (("gate", first), ("catch", last)):
-            if name == "catch":
-                for index in range(start, stop):
-                    row.add_module(str(index), copy.deepcopy(stack.row[index], memo))
-            if place is not None:
-                row.add_module(name, place)
-                if hasattr(stack.row[0], "attention_type"):  # asked for before it is called
-                    place.attention_type = stack.row[0].attention_type
-        return row
 
     def _blank(
         self, memo: dict[int, Any], doors: Sequence[Gate], kept: set[Any], root: nn.Module, name: str
@@ -279,6 +258,23 @@ class Blocks:
             types = list(config.layer_types)
             row = types[low or 0 : high]
             config.layer_types = [*types[:1][: low is not None], *row, *types[:1][:caught]]
+
+
+def _cut(
+    stack: _Stack, first: Gate | None, start: int, stop: int, last: Catch | None, memo: dict[int, Any]
+) -> Row:
+    """The blocks of a stack from `start` up to `stop`, copied by `memo`, between gate and catch."""
+    row = Row()
+    if first is not None:
+        row.add_module("gate", first)
+    for index in range(start, stop):
+        row.add_module(str(index), copy.deepcopy(stack.row[index], memo))
+    if last is not None:
+        row.add_module("catch", last)
+    for place in (first, last):
+        if place is not None and hasattr(stack.row[0], "attention_type"):  # asked for before it is called
+            place.attention_type = stack.row[0].attention_type
+    return row
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Witness:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
         def see(gradient: Tensor) -> None:
             largest = float(gradient.abs().max()) / self._loss_scale
             if largest != 0:  # also where it is not a number

@@ -25,7 +25,9 @@ from typing import Any
 import yaml
 
 from cluster.connect import NODE_TYPES
-from tests.benchmarks.raylets import Marked, small_sweep, wait_for
+from tests.benchmarks.raylets import Marked, small_sweep
+from tests.benchmarks.results import tell
+from tests.processes import wait_for
 
 MOST_NODES = 6
 IDLE_S = 10.0
@@ -219,10 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "gone_s": round(gone_s, 1),
             **watch.end(),
         }
-    text = json.dumps(found, indent=1)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    tell(found, options.out)
     return found
 
 

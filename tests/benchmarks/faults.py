@@ -27,7 +27,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.raylets import Raylets, raylets, small_sweep, wait_for
+from tests.benchmarks.raylets import Raylets, raylets, small_sweep
+from tests.benchmarks.results import tell
+from tests.processes import parent, wait_for
 
 BATCH, EXAMPLES, EPOCHS, EVALUATIONS = 16, 160, 4, 8
 INTERVAL = EXAMPLES // 2
@@ -108,11 +110,6 @@ FAULTS: dict[str, Callable[[Raylets, random.Random], str]] = {
     "driver": driver,
     "drain": drain,
 }
-
-
-def parent(pid: int) -> int:
-    """The pid of a process's parent."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 class Sweep:
@@ -310,10 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 file=sys.stderr,
                 flush=True,
             )
-    text = json.dumps(found, indent=1)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    tell(found, options.out)
     return found
 
 

@@ -30,9 +30,11 @@ import numpy as np
 from search.loading import loads
 from search.spec import trial_settings
 from search.trackers.jsonl import FILE
+from tests.benchmarks.results import machine, tell
 from tests.benchmarks.sides.thaw import NAME
-from tests.benchmarks.sweep_speed import machine, measure
-from tests.benchmarks.workloads import MODEL, WORKLOADS, Job, job
+from tests.benchmarks.sweep_speed import measure
+from tests.benchmarks.workloads import WORKLOADS, Job, job
+from tests.conftest import MODEL
 from training.batches import WIDTH_MULTIPLE, epoch_batches, width
 from training.config import ModelConfig, TrialConfig
 from training.data import Data, prepare
@@ -289,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         processes=asked.processes,
         model=asked.model,
     )
+    before = machine()
     with tempfile.TemporaryDirectory(prefix="thaw-limit-") as temporary:
         folder = Path(temporary)
         print("the sweep ...", file=sys.stderr, flush=True)
@@ -314,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     total = spent.pop("total")
     found = {
-        "machine": machine(),
+        "machine": before,
         "workload": asked.workload,
         "precision": asked.precision,
         "trials": asked.trials,
@@ -328,11 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "gang_seconds": {name: round(seconds, 2) for name, seconds in spent.items()},
         "shares": {name: round(seconds / total, 4) for name, seconds in spent.items()},
     }
-    text = json.dumps(found)
-    if asked.out:
-        asked.out.write_text(text + "\n")
-    print(text)
-    print(table(found))
+    tell(found, asked.out, table(found))
     return found
 
 

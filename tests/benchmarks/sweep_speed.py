@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.raylets import Marked
-from tests.benchmarks.workloads import MODEL, WORKLOADS, Job, arithmetic, dump, job, mean
-from tests.conftest import REPOSITORY
+from tests.benchmarks.results import machine
+from tests.benchmarks.workloads import WORKLOADS, Job, arithmetic, dump, job, mean
+from tests.conftest import MODEL, REPOSITORY
+from tests.processes import cpu_s
 
 SIDES = ("stack", "trainer", "thaw")
 TARGETS = {
@@ -56,13 +58,11 @@ class Cpu:
         self._thread.start()
 
     def _run(self) -> None:
-        tick = os.sysconf("SC_CLK_TCK")
         while not self._ended.wait(_SAMPLE_S):
             for pid in self._marked.processes():
                 if pid != os.getpid():
                     with contextlib.suppress(OSError):
-                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                        self._seen[pid] = (int(fields[11]) + int(fields[12])) / tick
+                        self._seen[pid] = cpu_s(pid)
 
     def end(self) -> float:
         """Seconds, but for the last of each process."""
@@ -190,19 +190,6 @@ def table(found: dict[str, Any]) -> str:
             + " ".join([""] + [f"{number(apart, side, 3):>9}" for side in ("stack", "trainer")])
         )
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    cpu = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(": ")[2]
-            break
-    memory = next(
-        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
-    )
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e6, 1)}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

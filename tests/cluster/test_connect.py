@@ -13,6 +13,7 @@ import pytest
 
 from cluster.connect import _node_types, connected, local_node
 from tests.conftest import REPOSITORY
+from tests.processes import MARK, marked, new_mark
 
 
 def test_the_cpus_are_those_that_this_process_may_use() -> None:
@@ -96,11 +97,11 @@ def test_kinds_of_nodes_are_read_from_the_environment() -> None:
 def test_a_local_cluster_that_does_not_start_is_one_message(
     tmp_path: Path, name: str, value: str, why: str
 ) -> None:
-    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    mark = new_mark("no-ray")
     ended = subprocess.run(
         [sys.executable, "launch.py", "run", "quickstart", "--storage", str(tmp_path / "runs")],
         cwd=REPOSITORY,
-        env={**os.environ, name: value, "THAW_TEST_MARK": mark},
+        env={**os.environ, name: value, MARK: mark},
         capture_output=True,
         text=True,
         timeout=300,
@@ -112,11 +113,4 @@ def test_a_local_cluster_that_does_not_start_is_one_message(
     assert why in line
     assert "give the --address of a cluster that stands" in line
     assert not (tmp_path / "runs").exists()
-    assert not [path for path in Path("/proc").glob("[0-9]*") if is_of(path, mark)]
-
-
-def is_of(process: Path, mark: str) -> bool:
-    try:
-        return f"THAW_TEST_MARK={mark}".encode() in (process / "environ").read_bytes()
-    except OSError:
-        return False
+    assert not marked(mark)

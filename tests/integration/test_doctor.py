@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from cluster.doctor.facts import Brought, Need
 from cluster.doctor.gather import gather
 from search.examination import examination
 from search.spec import SweepSpec
+from tests.processes import wait_for
 from training import probes
 
 
@@ -57,7 +57,4 @@ def test_a_healthy_cluster_and_one_that_is_not(
     assert "data.train" in verdicts["data"].said
     assert verdicts["model"].health is verdicts["all-reduce"].health is Health.SKIPPED
     assert verdicts["W&B"].said == "no key"
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 30, "free CPUs")

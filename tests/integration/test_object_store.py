@@ -21,6 +21,7 @@ from search.records import TrialRecord, TrialState
 from search.spec import SweepSpec
 from tests.conftest import REPOSITORY
 from tests.object_store import ObjectStore
+from tests.processes import MARK, marked, new_mark
 from training.store import Place
 
 KEYS = {"WANDB_API_KEY": "5ec2e7" * 6 + "abcd", "THAW_PLANTED": "planted-secret-of-nobody"}
@@ -33,18 +34,6 @@ def ray_directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="thaw-t-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
-
-
-def processes(mark: str) -> dict[int, bytes]:
-    """The command lines of the processes that inherited `THAW_TEST_MARK=mark`, by pid."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and f"THAW_TEST_MARK={mark}".encode() in (entry / "environ").read_bytes():
-                found[int(entry.name)] = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-    return found
 
 
 def records(uri: str) -> list[TrialRecord]:
@@ -79,8 +68,8 @@ def test_a_sweep_in_a_bucket_outlives_its_driver_and_keeps_no_key(
     (tmp_path / "there").mkdir()
     file = tmp_path / "here" / "small.yaml"
     file.write_text(to_yaml(spec))
-    mark = f"bucket-{os.getpid()}"
-    environment = {**os.environ, **KEYS, "THAW_TEST_MARK": mark, "RAY_TMPDIR": str(ray_directory)}
+    mark = new_mark("bucket")
+    environment = {**os.environ, **KEYS, MARK: mark, "RAY_TMPDIR": str(ray_directory)}
     command = [sys.executable, str(REPOSITORY / "launch.py")]
 
     def thaw(*arguments: str, machine: str) -> subprocess.Popen[str]:
@@ -100,26 +89,26 @@ def test_a_sweep_in_a_bucket_outlives_its_driver_and_keeps_no_key(
     running = thaw("run", str(file), machine="here")
     request.addfinalizer(running.kill)
     deadline = time.monotonic() + 900  # nothing is timed; a hang ends
-    lines: dict[int, bytes] = {}
+    lines: dict[int, str] = {}
     while not any(len(trial.results) >= 2 for trial in records(uri)):
         assert running.poll() is None, running.communicate()[0]
         assert time.monotonic() < deadline
-        lines |= processes(mark)
+        lines |= marked(mark)
         time.sleep(1)
-    lines |= processes(mark)
+    lines |= marked(mark)
     running.kill()
     first_output, _ = running.communicate(timeout=30)
     before = records(uri)
-    while processes(mark) and time.monotonic() < deadline:
+    while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not processes(mark)
-    assert any(b"RayTrainWorker" in line or b"ray::" in line for line in lines.values()), lines
+    assert not marked(mark)
+    assert any("RayTrainWorker" in line or "ray::" in line for line in lines.values()), lines
 
     resumed = thaw("resume", "small", machine="there")
     request.addfinalizer(resumed.kill)
     while resumed.poll() is None:
         assert time.monotonic() < deadline
-        lines |= processes(mark)
+        lines |= marked(mark)
         time.sleep(1)
     output, _ = resumed.communicate(timeout=30)
     assert resumed.returncode == 0, output
@@ -158,7 +147,7 @@ def test_a_sweep_in_a_bucket_outlives_its_driver_and_keeps_no_key(
     ).read()
 
     # No key is anywhere: command lines, what was printed, Ray's logs and metadata, the bucket.
-    said = {"output": (first_output + output).encode(), "process list": b"\n".join(lines.values())}
+    said = {"output": (first_output + output).encode(), "process list": "\n".join(lines.values()).encode()}
     said |= {f"bucket: {name}": (bucket / name).read() for name in stored}
     said |= {
         str(path): path.read_bytes()

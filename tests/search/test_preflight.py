@@ -13,7 +13,8 @@ from search.mirror import open_storage
 from search.preflight import check, check_writable, corners
 from search.problems import SpecError
 from search.spec import SweepSpec
-from tests.cli import MODEL, ROWS, write_rows, write_sweep
+from tests.cli import ROWS, write_rows, write_sweep
+from tests.conftest import MODEL
 
 
 def spec(directory: Path, parameters: dict[str, Any] | None = None, **sections: Any) -> SweepSpec:

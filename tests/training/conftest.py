@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -239,16 +240,24 @@ def attach(prefix: nn.Module | None, batch: Mapping[str, Tensor]) -> dict[str, A
 class Crew:
     """Worker processes in one gloo process group, which run what they are handed.
 
-    Spawned once and kept: importing torch and DeepSpeed costs more than what tests do there.
+    Spawned once and kept: importing torch and DeepSpeed costs more than what tests do there. A crew that was
+    lost in a test is spawned anew for the next, or for another try of it.
     """
 
     def __init__(self, size: int, directory: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._size, self._directory = size, directory
+        self._spawned = 0
         self._connections: list[Connection] = []
-        self._processes = []
-        for rank in range(size):
+        self._processes: list[SpawnProcess] = []
+        self._spawn()
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._spawned += 1
+        rendezvous = self._directory / f"rendezvous-{self._spawned}"
+        for rank in range(self._size):
             ours, theirs = context.Pipe()
-            arguments = (rank, size, str(directory / "rendezvous"), theirs)
+            arguments = (rank, self._size, str(rendezvous), theirs)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -260,7 +269,9 @@ class Crew:
 
         A worker that fails, or none that answers in time, fails the test and ends the crew.
         """
-        assert all(process.is_alive() for process in self._processes), "the crew was lost in an earlier test"
+        if not self._processes or not all(process.is_alive() for process in self._processes):
+            self.close()
+            self._spawn()
         order = pickle.dumps((function, args))
         for connection in self._connections:
             connection.send_bytes(order)
@@ -289,6 +300,10 @@ class Crew:
             process.kill()
         for process in self._processes:
             process.join(10)
+        for connection in self._connections:
+            connection.close()
+        self._processes.clear()
+        self._connections.clear()
 
 
 def _work(rank: int, size: int, rendezvous: str, connection: Connection) -> None:

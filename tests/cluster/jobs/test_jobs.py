@@ -15,19 +15,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.cli import MODEL
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL, REPOSITORY
+from tests.processes import MARK, marked, new_mark, wait_for
 
 BIN = Path(sys.executable).parent
 PLANTED = "planted-" + "key-0123456789"
@@ -60,19 +58,9 @@ class Head:
         """Pids of the sweep's driver."""
         return [
             pid
-            for pid, line in commands(self.mark).items()
+            for pid, line in marked(self.mark).items()
             if "launch.py run" in line and "supervise" not in line
         ]
-
-
-def commands(mark: str) -> dict[int, str]:
-    """Command lines of the processes that inherited the mark."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -83,13 +71,14 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in taken]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head]:
+    """A cluster of the test's own: another try of it meets nothing of the last one."""
     place = tmp_path_factory.mktemp("jobs")
     token = place / "token"
     token.write_text(secrets.token_hex(32))
     temporary = tempfile.mkdtemp(prefix="thaw-")  # short: Ray puts sockets there
-    mark = f"THAW_TEST_MARK=jobs-{os.getpid()}"
+    mark = new_mark("jobs")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))},
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -110,15 +99,15 @@ def head(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Head
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
             *(f"--temp-dir={temporary}", f"--object-store-memory={128 * 2**20}"),
         ],
-        env={**environment, "THAW_TEST_MARK": mark.partition("=")[2], "THAW_STORAGE": str(place / "runs")},
+        env={**environment, MARK: mark, "THAW_STORAGE": str(place / "runs")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60)
+        wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60, "the dashboard")
         yield Head(f"http://127.0.0.1:{dashboard}", environment, place / "runs", Path(temporary), mark)
     finally:
-        for pid in (running.pid, *commands(mark)):
+        for pid in (running.pid, *marked(mark)):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         running.wait(30)
@@ -133,13 +122,6 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def wait(condition: Any, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -185,8 +167,8 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
         except ValueError:
             return 0
 
-    wait(lambda: evaluations() >= 1, 240)
-    lines = commands(head.mark)
+    wait_for(lambda: evaluations() >= 1, 240, "the first evaluation")
+    lines = marked(head.mark)
     assert PLANTED not in " ".join(lines.values())
     [driver] = head.drivers()
     os.kill(driver, signal.SIGKILL)
