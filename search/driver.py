@@ -109,7 +109,7 @@ class Driver:
             decision = self._scheduler.decide(trial, self.study.trials())
             if decision is not Decision.CONTINUE:
                 self._orphans.remove(number)
-                self.study.rule(number, "stop" if decision is Decision.STOP else "pause", self._judge_name)
+                self.study.rule(number, _RULINGS[decision], self._judge_name)
             if decision is Decision.STOP:
                 self.study.tell(number, TrialState.PRUNED)
 

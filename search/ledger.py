@@ -29,7 +29,7 @@ from search.database import Database
 from search.journal import Journal
 from search.life import Life
 from search.objectives import Objective, pareto
-from search.records import Goal, PhaseRecord, Result, Ruling, TrialRecord, TrialState, ranked
+from search.records import Goal, PhaseRecord, Result, Ruling, TrialRecord, TrialState, best_of
 
 _READ = {
     OptunaState.RUNNING: TrialState.RUNNING,
@@ -259,8 +259,7 @@ class Ledger:
 
     def best(self) -> TrialRecord | None:
         """The trial with the best value, of equals the first; None while there is no value."""
-        trials = ranked(self.trials(), self.metric, self.goal)
-        return trials[0] if trials and trials[0].value(self.metric, self.goal) is not None else None
+        return best_of(self.trials(), self.metric, self.goal)
 
     # Inside
 

@@ -65,20 +65,27 @@ def lines(sweep: Sweep, *, trial: int | None = None, follow: bool = False) -> It
     while True:
         driven = follow and presence.driver() is not None
         mirror.pull(sweep.directory)
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(offset)
-                for raw in file:
-                    if not raw.endswith(b"\n"):
-                        break  # being written
-                    offset += len(raw)
-                    line = raw.decode(errors="replace").rstrip("\n")
-                    shown = line if trial is None else _event(line, trial)
-                    if shown is not None:
-                        yield vetting.shown(shown)
+        for end, line in _whole_lines(path, offset):
+            offset = end
+            shown = line if trial is None else _event(line, trial)
+            if shown is not None:
+                yield vetting.shown(shown)
         if not driven:
             return
         time.sleep(_POLL_S)
+
+
+def _whole_lines(path: Path, offset: int) -> Iterator[tuple[int, str]]:
+    """The lines of a file from a byte on, each with the byte behind it; none where there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                return  # being written
+            offset += len(raw)
+            yield offset, raw.decode(errors="replace").rstrip("\n")
 
 
 def _event(line: str, trial: int) -> str | None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.records import Goal, TrialRecord, TrialState, ranked, score
+from search.records import Goal, TrialRecord, TrialState, best_of, ranked, score
 from search.results.leaderboard import STATE_STYLES, error_columns, parameter_columns, time_text
 from search.results.text import UNKNOWN, Column, duration, grid, measure, number
 
@@ -91,7 +91,7 @@ def _header(view: View) -> Text:
     for i, state in enumerate(shown):
         line.append(", " if i else "")
         line.append(f"{counts[state]} {state}", style=STATE_STYLES[state] if counts[state] else "dim")
-    best = _leader(view.trials, view.metric, view.goal)
+    best = best_of(view.trials, view.metric, view.goal)
     line.append("\nbest ")
     if best is None:
         line.append(UNKNOWN)
@@ -123,7 +123,7 @@ def _chosen(view: View, lines: int) -> list[TrialRecord]:
 
 
 def _table(view: View, shown: Sequence[TrialRecord], width: int) -> Table:
-    best = _leader(view.trials, view.metric, view.goal)
+    best = best_of(view.trials, view.metric, view.goal)
     steps = [view.live.get(t.number) if t.state is TrialState.RUNNING else None for t in shown]
     rows = list(zip(shown, steps, strict=True))
     values = [
@@ -158,7 +158,7 @@ def events(before: Sequence[TrialRecord], after: Sequence[TrialRecord], metric: 
     """
     old = {t.number: t for t in before}
     lines: list[str] = []
-    leader = _leader(before, metric, goal)
+    leader = best_of(before, metric, goal)
     best = None if leader is None else leader.value(metric, goal)
     for trial in after:
         known = old.get(trial.number)
@@ -184,11 +184,6 @@ def events(before: Sequence[TrialRecord], after: Sequence[TrialRecord], metric: 
 
 def _why(trial: TrialRecord) -> str:
     return f": {trial.error}" if trial.error else f" after {number(trial.epochs)} epochs"
-
-
-def _leader(trials: Iterable[TrialRecord], metric: str, goal: Goal) -> TrialRecord | None:
-    first = next(iter(ranked(trials, metric, goal)), None)
-    return first if first is not None and first.value(metric, goal) is not None else None
 
 
 class Progress:

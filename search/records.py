@@ -180,3 +180,9 @@ def score(value: float | None, goal: Goal) -> float:
 def ranked(trials: Iterable[TrialRecord], metric: str, goal: Goal) -> list[TrialRecord]:
     """`trials`, best value first; those without a value last; equals by number."""
     return sorted(trials, key=lambda t: (-score(t.value(metric, goal), goal), t.number))
+
+
+def best_of(trials: Iterable[TrialRecord], metric: str, goal: Goal) -> TrialRecord | None:
+    """The trial with the best value, of equals the first; None while there is no value."""
+    first = next(iter(ranked(trials, metric, goal)), None)
+    return None if first is None or first.value(metric, goal) is None else first

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.storages.journal._storage import JournalOperation as Op
 from optuna.trial import TrialState as OptunaState
 
+from search import mirror
 from search.journal import entry
 from search.ledger import derived_seed
 from search.locks import FileLock
@@ -43,8 +44,9 @@ def repair(path: Path) -> str | None:
     rest = lost - len(broken)
     also = f", and with it the {rest} lines after it that make no sense without it" if rest else ""
     return (
-        f"{path}: line {which} could not be read and was cut off{also}: what {lost} of {len(raw)} entries "
-        f"said is lost, and is done again where it is needed; the file as it was is kept as {backup.name}"
+        f"{mirror.shown(path)}: line {which} could not be read and was cut off{also}: what {lost} of "
+        f"{len(raw)} entries said is lost, and is done again where it is needed; the file as it was is kept "
+        f"as {backup.name}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search.budget import Meter, Sitting, Spent, Usage, regret_bound, spent, usage
+from search.budget import Meter, Sitting, Spent, regret_bound, spent, usage
 from search.config import BudgetConfig
 from search.ledger import derived_seed
 from search.results.text import number
@@ -47,13 +47,9 @@ class Watch:
     def exhausted(self, own: Sitting) -> Spent | None:
         """The budget that is used up by what is in the ledger and by a driver's own sitting."""
         study = self._study
-        found = spent(self._budget, self._used(own), study.trials(), study.metric, study.goal)
-        return found or self._settled()
-
-    def _used(self, own: Sitting) -> Usage:
-        """What the sweep has used, over all drivers: `own` is this one's."""
-        earlier = self._study.sittings[: self._sitting]
-        return usage(self._study.trials(), [*earlier, own], self._prices)
+        trials, earlier = study.trials(), study.sittings[: self._sitting]
+        used = usage(trials, [*earlier, own], self._prices)
+        return spent(self._budget, used, trials, study.metric, study.goal) or self._settled()
 
     def _settled(self) -> Spent | None:
         """Whether less than `min_improvement` can still be gained."""

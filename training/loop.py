@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training import batches, checkpoint, memory, optim, suffix
+from training import batches, checkpoint, optim, suffix
 from training.checkpoint import Identity, State
 from training.config import TrialConfig
 from training.engine import Engine, GradientOverflow
@@ -24,7 +24,8 @@ from training.proof import BrokenProof, Witness, prove, step_sizes
 from training.reporter import Reporter, Verdict
 from training.reports import report_course, report_evaluation, report_progress, report_saved, save, settle
 from training.rng import derive
-from training.sizes import Moment, Sizes, key, smaller, tighter
+from training.shortage import TooLarge, shortage, watched
+from training.sizes import Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
@@ -37,24 +38,10 @@ from training.trial import (
     Trial,
     class_weights,
     is_last,
-    is_out_of_memory,
 )
 from training.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-class _TooLarge(Exception):
-    """Something did not fit.
-
-    Args:
-        state: as if nothing of it had happened, to be repeated from; None where there are several workers.
-    """
-
-    def __init__(self, moment: Moment, state: State | None, message: str) -> None:
-        super().__init__(message)
-        self.moment: Moment = moment
-        self.state = state
 
 
 def train(
@@ -157,14 +144,14 @@ def _run_phase(trial: Trial, stretch: Stretch, state: State) -> tuple[Verdict, S
     while True:
         sizes = None
         try:
-            with _watched("engine", team, state):
+            with watched("engine", team, state):
                 sizes = fitting(trial, stretch.phase, state, at)
             return _run_engine(trial, stretch, state, sizes)
-        except _TooLarge as error:
+        except TooLarge as error:
             fewer = smaller(sizes, error.moment, longest=setting.max_length) if sizes else None
             again = error.moment == "engine" and not released and team.size == 1
             if fewer is None and not again:
-                failure = OutOfMemory(at, None, _shortage(trial, stretch))
+                failure = OutOfMemory(at, None, shortage(trial, stretch))
                 raise (failure if team.size > 1 else Infeasible(str(failure))) from None
             if team.size > 1:
                 raise OutOfMemory(at, fewer, str(error)) from None
@@ -183,7 +170,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
     began, begun = time.monotonic() - state.seconds, state.step
     done, largest, verdict = begun, 0.0, Verdict.CONTINUE
     with ExitStack() as stack:
-        with _watched("engine", team, state):
+        with watched("engine", team, state):
             phase = stack.enter_context(opened(trial, stretch.phase, state))
         log.debug("engine of phase %s built", stretch.phase.name)
         live = phase.engine
@@ -199,7 +186,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
                 if verdict is Verdict.STOP:
                     break
                 state = snapshot()
-                with _watched("evaluation", team, state):
+                with watched("evaluation", team, state):
                     verdict = report_evaluation(
                         trial, stretch, state, phase, batch_tokens=sizes.evaluation_tokens
                     )
@@ -212,11 +199,11 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
             factor = optim.lr_factor(
                 done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
             )
-            with _watched("step", team, snapshot):
+            with watched("step", team, snapshot):
                 loss = _gradients(trial, done, phase, sizes.micro_batch)
             skipped = live.skipped_steps
             # Halfway through it some weights have moved: it is repeated from further back.
-            with _watched("update", team, state):
+            with watched("update", team, state):
                 _update(live, factor)
             done += 1
             trial.losses.add(done, loss)
@@ -290,38 +277,4 @@ def _snapshot(trial: Trial, state: State, live: Engine, step: int, seconds: floa
         scaler=live.scaler,
         losses=trial.losses.tail,
         seconds=seconds,
-    )
-
-
-@contextmanager
-def _watched(moment: Moment, team: Team, resume: State | Callable[[], State]) -> Iterator[None]:
-    """Turn an allocation that fails in the block into `_TooLarge`, to be repeated from `resume`."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # Others may wait for this worker, so nothing is gathered: their trial goes on from a checkpoint.
-        state = None
-        if team.size == 1:
-            state = resume if isinstance(resume, State) else resume()
-        raise _TooLarge(moment, state, str(error)) from error
-
-
-def _shortage(trial: Trial, stretch: Stretch) -> str:
-    """What a phase would have needed."""
-    stretches = trial.plan.stretches
-    bytes_needed = memory.needed(
-        memory.shape_of(trial.setting.blocks),
-        trial.config.training,
-        stretch.phase,
-        tokens=trial.setting.max_length,
-        workers=trial.team.size,
-        earlier=[other.phase for other in stretches[: stretches.index(stretch)]],
-        device="cuda" if trial.team.device.type == "cuda" else "cpu",
-        stored=bool(trial.setting.frozen.shelves.roots),
-    )
-    return (
-        f"phase {stretch.phase.name} does not fit in memory at a micro-batch of 1 example: "
-        f"a worker needs about {bytes_needed / 1e6:,.0f} MB"
     )

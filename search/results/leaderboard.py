@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from search.records import Goal, TrialRecord, TrialState, ranked, score
+from search.records import Goal, TrialRecord, TrialState, best_of, ranked, score
 from search.results.text import UNKNOWN, Column, duration, grid, measure, number, short_names
 
 _CUSTOMARY = ("learning_rate", "batch_size", "unfreezing.schedule", "unfreezing.depth")
@@ -70,8 +70,8 @@ def best_checkpoint(trial: TrialRecord, metric: str, goal: Goal) -> str | None:
 
 def best_row(trials: Sequence[TrialRecord], metric: str, goal: Goal) -> dict[str, Any] | None:
     """The row of the best trial; None while no trial has a value."""
-    first = next(iter(ranked(trials, metric, goal)), None)
-    return None if first is None or first.value(metric, goal) is None else _row(first, metric, goal)
+    best = best_of(trials, metric, goal)
+    return None if best is None else _row(best, metric, goal)
 
 
 def to_json(document: Any) -> str:

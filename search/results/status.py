@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from search import forecasts
+from search import forecasts, mirror
 from search.budget import Usage, describe, usage
 from search.config import BudgetConfig
 from search.forecasts import compare
 from search.life import Life, SweepState
 from search.presence import Driving, Presence
 from search.progress import eta_s
-from search.records import Goal, TrialRecord, TrialState, ranked
+from search.records import Goal, TrialRecord, TrialState, best_of
 from search.results.leaderboard import best_row
 from search.results.text import UNKNOWN, Column, duration, grid, measure, number
 
@@ -49,8 +49,7 @@ class Status:
     @property
     def best(self) -> TrialRecord | None:
         """The best trial; None while none has a value."""
-        first = next(iter(ranked(self.trials, self.metric, self.goal)), None)
-        return None if first is None or first.value(self.metric, self.goal) is None else first
+        return best_of(self.trials, self.metric, self.goal)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -168,7 +167,7 @@ def of(sweep: Sweep) -> Status:
     running = sum(trial.state is TrialState.RUNNING for trial in trials)
     return Status(
         name=sweep.spec.name,
-        directory=str(sweep.directory),
+        directory=mirror.shown(sweep.directory),
         state=sweep.state(study),
         life=study.life,
         metric=study.metric,

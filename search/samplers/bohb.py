@@ -13,6 +13,9 @@ from search.samplers.cube import Suggest
 from search.samplers.seen import retold
 from search.samplers.tpe import parzen
 
+# Of trials without an evaluation: infeasible, known from elsewhere, and just begun.
+_KEPT = (OptunaState.PRUNED, OptunaState.COMPLETE, OptunaState.RUNNING)
+
 
 def bohb(config: SamplerConfig, seed: int, suggest: Suggest) -> optuna.samplers.BaseSampler:
     """TPE on the values at the farthest evaluation that at least d + 3 trials have reached.
@@ -35,10 +38,6 @@ def at_farthest(trials: list[FrozenTrial]) -> list[FrozenTrial]:
         value = trial.intermediate_values.get(max(steps)) if steps else None
         if value is not None:
             seen.append(retold(trial, OptunaState.COMPLETE, value))
-        elif trial.state is OptunaState.PRUNED and not trial.intermediate_values:
-            seen.append(trial)  # infeasible
-        elif trial.state is OptunaState.COMPLETE and not trial.intermediate_values:
-            seen.append(trial)  # known from elsewhere
-        elif trial.state is OptunaState.RUNNING and not trial.intermediate_values:
+        elif trial.state in _KEPT and not trial.intermediate_values:
             seen.append(trial)
     return seen

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from search import mirror
 from search.trackers.base import JsonlConfig, Run, Seen, Value, dumps
 
 FILE = "metrics.jsonl"
@@ -30,6 +31,7 @@ class JsonlTracker:
         self._files: dict[Path, IO[str]] = {}
         self._runs: dict[int, tuple[Path, Seen]] = {}
         self._waiting: dict[Path, str] = {}
+        self._known: dict[Path, dict[int, dict[str, int]]] = {}
 
     def start(self, run: Run) -> None:
         """See `Tracker`."""
@@ -38,7 +40,7 @@ class JsonlTracker:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._waiting[path] = ""
         if run.trial not in self._runs:
-            seen = Seen(_last_examples(path, run.trial) if run.resumed else None)
+            seen = Seen(self._earlier(path).get(run.trial) if run.resumed else None)
             self._runs[run.trial] = (path, seen)
         self._write(run.trial, "start", id=run.id, name=run.name, config=run.config, resumed=run.resumed)
 
@@ -65,7 +67,13 @@ class JsonlTracker:
 
     def locations(self) -> list[str]:
         """The file, once there is one."""
-        return sorted({str(path) for path, _ in self._runs.values()})
+        return sorted({mirror.shown(path) for path, _ in self._runs.values()})
+
+    def _earlier(self, path: Path) -> dict[int, dict[str, int]]:
+        """How far drivers before this one came in the file; read once, since it grows with the sweep."""
+        if path not in self._known and path.exists():
+            self._known[path] = _last_examples(path)
+        return self._known.get(path, {})
 
     def _write(self, trial: int, kind: str, **rest: Any) -> None:
         path = self._runs[trial][0]
@@ -106,20 +114,17 @@ def open_runs(directory: Path) -> set[int]:
     return found
 
 
-def _last_examples(path: Path, trial: int) -> dict[str, int]:
-    """How far each metric of the trial stands in the file; lines cut off by a crash are passed over."""
-    last: dict[str, int] = {}
-    if not path.exists():
-        return last
+def _last_examples(path: Path) -> dict[int, dict[str, int]]:
+    """How far each metric of each trial stands in the file; lines cut off by a crash are passed over."""
+    last: dict[int, dict[str, int]] = {}
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
+            with suppress(ValueError, LookupError, TypeError):  # of what is no event
                 event = json.loads(line)
-            except ValueError:
-                continue
-            if event["trial"] == trial and event["kind"] == "log":
-                for name in event["metrics"]:
-                    last[name] = max(last.get(name, -1), event["examples"])
+                if event["kind"] == "log":
+                    of_trial = last.setdefault(event["trial"], {})
+                    for name in event["metrics"]:
+                        of_trial[name] = max(of_trial.get(name, -1), event["examples"])
     return last
 
 

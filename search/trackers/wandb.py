@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from search import mirror
 from search.trackers.base import Run, Value, WandbConfig, jsonable
 from search.trackers.wandb_login import key_in
 
@@ -127,9 +128,9 @@ class WandbTracker:
                 project = self.urls[trial].rsplit("/runs/", 1)[0]
                 places[f"{project}/groups/{quote(self._groups[trial], safe='')}/workspace"] = None
             else:
-                places[str(Path(self.directories[trial]).parent)] = None
+                places[mirror.shown(Path(self.directories[trial]).parent)] = None
         if not places and self._directory is not None:  # no run has said yet where it is
-            places[str(self._directory / "wandb")] = None
+            places[mirror.shown(self._directory / "wandb")] = None
         return list(places)
 
     def _put(self, op: str, trial: int, **rest: Any) -> None:

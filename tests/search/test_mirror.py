@@ -23,7 +23,9 @@ from search.mirror.lease import Lease, LeaseLost
 from search.preflight import check_writable
 from search.presence import Presence
 from search.records import Result, TrialState
+from search.results import status
 from search.spec import SweepSpec, parse
+from search.trackers import JsonlTracker, Run
 from tests.conftest import REPOSITORY
 from tests.object_store import ObjectStore
 from training.store import DamagedFile, Place, StorageError
@@ -103,6 +105,21 @@ def test_a_store_without_sweeps_is_named_as_it_was_given(s3: S3, capsys: pytest.
     _, uri = s3
     watching.list_(uri)
     assert capsys.readouterr().out == f"there is no sweep in {uri}; start one with `run`\n"
+
+
+def test_a_user_is_told_of_the_store_and_not_of_the_mirror(s3: S3, spec: SweepSpec) -> None:
+    _, uri = s3
+    made = sweeps.create(spec, open_storage(uri))
+    assert status.of(made).document()["directory"] == f"{uri}/small"
+    tracker = JsonlTracker()
+    tracker.start(Run(sweep="small", sweep_id="1", trial=0, directory=made.directory, config={}))
+    tracker.close(1.0)
+    assert tracker.locations() == [f"{uri}/small/metrics.jsonl"]
+    with made.ledger.open("ab") as file:
+        file.write(b"{\n")
+    lost = made.repair()
+    assert lost is not None
+    assert lost.startswith(f"{uri}/small/study.journal: line ")
 
 
 def test_google_cloud_storage_is_a_store_as_well(gs: str, spec: SweepSpec) -> None:

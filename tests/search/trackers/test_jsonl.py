@@ -75,6 +75,15 @@ def test_a_resumed_trial_appends_what_is_new_even_after_a_torn_line(tmp_path: Pa
     assert [event["examples"] for event in logged if "eval/loss" in event["metrics"]] == [2, 3]
 
 
+def test_what_is_no_event_does_not_keep_a_trial_from_going_on(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('[]\n3\n{"kind": "log"}\n')
+    tracker = JsonlTracker()
+    tracker.start(run(tmp_path, resumed=True))
+    tracker.log(0, {"loss": 0.5}, examples=1)
+    tracker.close(1.0)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["metrics"] == {"loss": 0.5}
+
+
 def test_what_cannot_be_written_waits(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
