@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.execution import class_cache
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from search.budget import DEFAULT_PRICE
 from search.driver import Driver
@@ -116,6 +117,7 @@ def run(
             name="tune",
             storage_path=str(scratch),
             verbose=0,
+            callbacks=[_NoOutput()],
             failure_config=tune.FailureConfig(max_failures=_RESTARTS),
         ),
     )
@@ -142,6 +144,15 @@ def _keep_keys_home() -> None:
     """
     names = class_cache.ENV_VARS_TO_PROPAGATE
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
+
+
+class _NoOutput(TrialProgressCallback):
+    """In place of Tune's own, which prints, and for that keeps every trial as long as the sweep lasts."""
+
+    def on_trial_result(self, *arguments: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    on_trial_error = on_trial_complete = on_trial_result
 
 
 class _Listener:
