@@ -33,7 +33,8 @@ def events(storage: Path, name: str) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run it, and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=24, help="of the first sweep")
+    # The first sweep must outlast the start of the second.
+    parser.add_argument("--trials", type=int, default=80, help="of the first sweep")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, raylets(nodes=2) as cluster:
