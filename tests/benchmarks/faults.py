@@ -4,7 +4,8 @@
 
 The same fixed list of trials runs undisturbed, and then with one fault in each trial but the last, at a
 random moment after one of its evaluations: SIGKILL of a worker, of a whole raylet, of the process that holds
-the gang, of the driver; or a node taken away with notice. Prints what was seen as a table, or as JSON, and
+the gang, of the driver; or a node taken away with notice. `--faults loss` is a raylet that no other takes the
+place of: with `--fewest` the gang goes on smaller. Prints what was seen as a table, or as JSON, and
 ends with exit code 1 where anything is not as it must be.
 """
 
@@ -70,6 +71,13 @@ def raylet(cluster: Raylets, rng: random.Random) -> str:
     return f"raylet {pid}"
 
 
+def loss(cluster: Raylets, rng: random.Random) -> str:
+    """SIGKILL of the raylet under a worker, for good."""
+    pid = rng.choice(sorted(trainers(cluster).values()))
+    cluster.lose(pid)
+    return f"raylet {pid} for good"
+
+
 def trainable(cluster: Raylets, rng: random.Random) -> str:
     """SIGKILL of the process that holds the gang."""
     wait_for(lambda: cluster.pids("Trainable"), 120, "a trainable")
@@ -109,7 +117,38 @@ FAULTS: dict[str, Callable[[Raylets, random.Random], str]] = {
     "trainable": trainable,
     "driver": driver,
     "drain": drain,
+    "loss": loss,
 }
+
+
+class Watch:
+    """How many workers there were at a time, and which of the nodes the gangs' owners were on."""
+
+    def __init__(self, cluster: Raylets) -> None:
+        self.sizes: set[int] = set()
+        self.owners_on: set[str] = set()
+        self._cluster = cluster
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        import ray
+
+        while not self._over.wait(0.5):
+            kinds = {node["NodeID"]: (node.get("Labels") or {}) for node in ray.nodes()}
+            self.sizes.add(len(self._cluster.pids("ray::RayTrainWorker")))
+            for pid in self._cluster.pids("Trainable"):
+                with contextlib.suppress(OSError, KeyError):  # it has just ended
+                    labels = kinds[self._cluster.node_of(parent(pid))]
+                    self.owners_on.add(labels.get("ray.io/market-type", ""))
 
 
 class Sweep:
@@ -187,7 +226,8 @@ def run(
         time.sleep(rng.uniform(0, spread_s))
         at = time.time()
         done.append(Blow(fault=fault, victim=FAULTS[fault](cluster, rng), at=at))
-    code = running.wait(900)
+    with Watch(cluster) as watch:
+        code = running.wait(900)
     reader.join(10)
     took_s = time.monotonic() - began
     freed_s: float | None = None
@@ -204,6 +244,8 @@ def run(
         "victims": [blow.victim for blow in done],
         "repeated_examples": costs(done, sweep.repeated()),
         "left": left(cluster),
+        "sizes_after": sorted(watch.sizes),
+        "owners_on": sorted(watch.owners_on),
         "trials": [
             {
                 "state": trial.state.value,
@@ -252,6 +294,8 @@ def complaints(run: dict[str, Any]) -> list[str]:
         # On notice a checkpoint is written first. (The gang's owner may yet go with the node.)
         if sum(examples) > INTERVAL or (fault == "drain" and sum(examples[:1])):
             found.append(f"{fault}: {examples} examples trained again")
+    if "spot" in run["owners_on"]:
+        found.append("a gang's owner was on a spot node")
     if run["freed_s"] is None or run["freed_s"] > FREED_S:
         found.append(f"resources free after {run['freed_s']} s: {run['held_by']}")
     return found + [f"left: {process}" for process in run["left"] if run["freed_s"] is None]
@@ -260,9 +304,13 @@ def complaints(run: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run it, and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", default=",".join(FAULTS), help="which, with commas between them")
+    usual = ",".join(name for name in FAULTS if name != "loss")
+    parser.add_argument("--faults", default=usual, help="which, with commas between them")
     parser.add_argument("--times", type=int, default=3, help="how often each")
     parser.add_argument("--workers", type=int, default=2, help="workers of a gang")
+    parser.add_argument("--fewest", type=int, default=None, help="workers with which a gang still goes on")
+    parser.add_argument("--spare", type=int, default=1, help="nodes beside those of a gang")
+    parser.add_argument("--spot", action="store_true", help="all nodes but the head are on spot")
     parser.add_argument("--seed", type=int, default=None, help="of the moments and the victims")
     parser.add_argument("--out", type=Path, default=None, help="a file for the JSON")
     options = parser.parse_args(arguments)
@@ -270,15 +318,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     rng = random.Random(seed)
     found: dict[str, Any] = {"seed": seed, "interval_examples": INTERVAL, "runs": []}
-    with tempfile.TemporaryDirectory() as temporary, raylets(nodes=options.workers + 1) as cluster:
+    workers = options.workers if options.fewest is None else [options.fewest, options.workers]
+    nodes = options.workers + options.spare
+    with tempfile.TemporaryDirectory() as temporary, raylets(nodes, spot=options.spot) as cluster:
         place = Path(temporary)
         raw = small_sweep(
             place,
             "faults",
-            training={"epochs": EPOCHS},
+            # What dropout draws depends on the number of workers.
+            training={"epochs": EPOCHS} | ({} if options.fewest is None else {"dropout": 0.0}),
             # With one to spare: a fault that comes late meets the next.
             search={"trials": len(faults) + 1},
-            resources={"workers": options.workers, "max_concurrent": 1},
+            resources={"workers": workers, "max_concurrent": 1},
         )
         file = place / "faults.yaml"
         file.write_text(yaml.safe_dump(raw))

@@ -104,13 +104,14 @@ class Marked:
 class Raylets(Marked):
     """A cluster whose head holds no trials, and nodes of one kind beside it.
 
-    Connects this process to it, so use it in a process that has no other. `environment` is what all
-    of its processes, and drivers, inherit.
+    Connects this process to it, so use it in a process that has no other. With `spot` the nodes beside
+    the head are labelled as such.
     """
 
-    def __init__(self, nodes: int, cpus: int = 1, gpus: int = 0) -> None:
+    def __init__(self, nodes: int, cpus: int = 1, gpus: int = 0, spot: bool = False) -> None:
         super().__init__("raylets")
         self._cpus, self._gpus = cpus, gpus
+        self._labels = {"labels": {"ray.io/market-type": "spot"}} if spot else {}
         import ray
         from ray.cluster_utils import Cluster
 
@@ -130,7 +131,7 @@ class Raylets(Marked):
     def add_node(self) -> Any:
         """Another node."""
         return self._cluster.add_node(
-            num_cpus=self._cpus, num_gpus=self._gpus, object_store_memory=100 * 2**20
+            num_cpus=self._cpus, num_gpus=self._gpus, object_store_memory=100 * 2**20, **self._labels
         )
 
     def node_of(self, raylet: int) -> str:
@@ -159,9 +160,9 @@ class Raylets(Marked):
 
 
 @contextlib.contextmanager
-def raylets(nodes: int, cpus: int = 1, gpus: int = 0) -> Iterator[Raylets]:
+def raylets(nodes: int, cpus: int = 1, gpus: int = 0, spot: bool = False) -> Iterator[Raylets]:
     """A cluster that is gone at the end."""
-    made = Raylets(nodes, cpus, gpus)
+    made = Raylets(nodes, cpus, gpus, spot)
     try:
         yield made
     finally:

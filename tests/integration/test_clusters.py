@@ -50,3 +50,19 @@ def test_a_node_is_lost_and_another_taken_away_with_notice(tmp_path: Path, cache
     assert sorted(run["faults"]) == ["drain", "raylet"]
     assert len(run["victims"]) == 2
     assert any(run["repeated_examples"])  # a trial went on from a checkpoint
+
+
+def test_a_gang_that_comes_back_smaller_trains_the_same_and_spot_holds_no_owner(
+    tmp_path: Path, cache: Path
+) -> None:
+    """Two workers on two spot nodes, of which one is lost for good."""
+    gang = ("--workers", "2", "--fewest", "1", "--spare", "0", "--spot")
+    out = tmp_path / "loss.json"
+    found = bench("faults", "--faults", "loss", "--times", "1", *gang, out=out, cache=cache)
+    [run] = found["runs"]
+    assert run["complaints"] == []
+    assert max(found["calm"]["sizes_after"]) == 2
+    assert run["sizes_after"][-1] <= 2
+    assert 1 in run["sizes_after"]
+    assert run["owners_on"] == [""]  # the head, which has no label
+    assert any(run["repeated_examples"])  # a trial went on from a checkpoint
