@@ -78,6 +78,10 @@ def check(spec: SweepSpec) -> Facts:
             f"training.early_stopping.metric: task {spec.task.type} does not report {improving!r}"
             f"{hint(improving, metrics)}"
         )
+    if spec.training.precision == "fp16" and not spec.resources.on_gpu:
+        problems.append(
+            "training.precision: fp16 needs GPUs; set resources.gpus_per_worker, or take fp32 or bf16"
+        )
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_file is not None and wandb.mode in ("auto", "online"):
         try:

@@ -7,13 +7,15 @@ nothing depends on the ZeRO stage or the number of workers that wrote it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import threading
+import time
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ from training.team import Team
 
 # For a store that is away; a trial would be lost for nothing else.
 _PATIENCE_S = 900.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +178,7 @@ class Draft:
             (self._remote / MANIFEST).write(manifest.encode(), patience=patience_s(_PATIENCE_S))
             shutil.rmtree(self._place, ignore_errors=True)
         else:
-            with (self._place / MANIFEST).open("w") as file:
-                file.write(manifest)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.rmtree(self.path, ignore_errors=True)
-            self._place.rename(self.path)
+            self._patiently(lambda: self._commit_here(manifest))
         return Checkpoint(
             path=self.path,
             location=str(self._remote or self.path),
@@ -194,21 +192,51 @@ class Draft:
         self._thread.join()
         shutil.rmtree(self._place, ignore_errors=True)
 
+    def _commit_here(self, manifest: str) -> None:
+        if self.path.is_dir() and not self._place.exists():
+            return  # it went away when this had just been done
+        with (self._place / MANIFEST).open("w") as file:
+            file.write(manifest)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._place.rename(self.path)
+
     def _write(self) -> None:
         try:
-            self._place.mkdir(parents=True, exist_ok=True)
-            for kind, tensors in (("weights", self._weights), ("slots", self._slots)):
-                file = self._place / f"{kind}-{self._part}.safetensors"
-                try:
-                    save_file(tensors, file)
-                except SafetensorError as error:  # its only one, whatever the file system said
-                    raise OSError(f"{file}: cannot be written: {error}") from error
-                self._files[file.name] = describe(file)
-                if self._remote is not None:
-                    (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))
-                    file.unlink()
+            self._patiently(self._write_files)
         except BaseException as error:
             self._failure = error
+
+    def _write_files(self) -> None:
+        self._place.mkdir(parents=True, exist_ok=True)
+        for kind, tensors in (("weights", self._weights), ("slots", self._slots)):
+            file = self._place / f"{kind}-{self._part}.safetensors"
+            try:
+                save_file(tensors, file)
+            except SafetensorError as error:  # its only one, whatever the file system said
+                raise OSError(f"{file}: cannot be written: {error}") from error
+            self._files[file.name] = describe(file)
+            if self._remote is not None:
+                (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))
+                file.unlink()
+
+    def _patiently(self, call: Callable[[], None]) -> None:
+        """Call; where the sweep's directory is out of reach, as a share that is not mounted, when it is back.
+
+        It is never made anew: what is written then would lie in the way of the one that comes back.
+        """
+        above = self.path.parent.parent.parent  # SWEEP/trials/NUMBER/step-N
+        deadline = time.monotonic() + patience_s(_PATIENCE_S)
+        while True:
+            try:
+                if not above.is_dir():
+                    raise FileNotFoundError(errno.ENOENT, "No such directory", str(above))
+                return call()
+            except OSError:
+                if os.path.isdir(above) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_LOOK_S)
 
 
 def clean(directory: Path) -> None:

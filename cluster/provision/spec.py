@@ -9,12 +9,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.provision.text import reason
+
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 _Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$")]
 # What goes into a shell command or a path of a rendered file holds nothing that a shell would act on.
 _Word = Annotated[str, Field(pattern=r"^~?[A-Za-z0-9_./:@%+=,-]+$", max_length=500)]
 _Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=500)]
 _MAX_BYTES = 200_000
+_MAX_VALUES = 20_000
+_MAX_INTEGER = 2**63
 
 Provider = Literal["aws", "gcp", "azure", "kuberay", "local"]
 
@@ -148,10 +152,31 @@ def load(path: Path) -> ClusterSpec:
     try:
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"--config: {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"--config: {path} is not YAML: {reason(error)}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"--config: {path} must be a mapping with at least `workers`")
+    if burden := _burden(raw):
+        raise ValueError(f"--config: {path} has {burden} in it; write it out plainly")
     return parse(raw)
+
+
+def _burden(raw: Any) -> str | None:
+    """What would make even a message about the file a danger: aliases multiply, words steer terminals."""
+    waiting, seen = [raw], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MAX_VALUES:
+            return f"more than {_MAX_VALUES} values, with those that aliases stand for"
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            return "a number that no setting could have"
+        if isinstance(value, dict):
+            if odd := next((key for key in value if not (isinstance(key, str) and key.isprintable())), None):
+                return f"the key {str(odd)[:80]!r}"
+            waiting += value.values()
+        elif isinstance(value, list | set | tuple):
+            waiting += value
+    return None
 
 
 def parse(raw: dict[str, Any]) -> ClusterSpec:
@@ -177,8 +202,8 @@ def _line(error: Any) -> str:
             inner = {"head": Head, "workers": Workers, "kubernetes": Kubernetes}.get(part)
             model = inner or model
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
-        return f"{place}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        near = difflib.get_close_matches(str(error["loc"][-1])[:80], model.model_fields, n=1)
+        return f"{place[:200]}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
         return f"{place}: is missing"
     message = str(error["msg"])[:1].lower() + str(error["msg"])[1:]

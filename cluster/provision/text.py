@@ -44,3 +44,9 @@ def block(value: Any, indent: int) -> str:
 def literal(text: str, indent: int) -> str:
     """Text as the lines of a literal block (`|`)."""
     return textwrap.indent(text.rstrip("\n"), " " * indent, lambda line: bool(line.strip()))
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line that steers no terminal: YAML's have the text that they are about."""
+    said = " ".join(str(error).split())[:200]
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in said)

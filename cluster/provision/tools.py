@@ -11,6 +11,9 @@ from pathlib import Path
 
 import yaml
 
+from cluster.provision.text import reason
+
+_MAX_BYTES = 2_000_000  # a ConfigMap, which holds the sweep's file, has a million at most
 _INSTALL = {
     "ray": "it comes with Thaw; is the virtual environment active?",
     "kubectl": "see https://kubernetes.io/docs/tasks/tools/",
@@ -51,9 +54,11 @@ def down(file: Path) -> None:
 
 def _kind(file: Path) -> str:
     try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         documents = [d for d in yaml.safe_load_all(file.read_text()) if isinstance(d, dict)]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as YAML: {reason(error)}") from error
     if any(d.get("kind") == "RayJob" for d in documents):
         return "kubectl"
     if any("cluster_name" in d for d in documents):

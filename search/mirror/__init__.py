@@ -96,7 +96,10 @@ def release(directory: Path) -> None:
 
 @contextmanager
 def pushing(directory: Path) -> Iterator[None]:
-    """Copy what changes in a sweep's directory to the store every few seconds, and at the end."""
+    """Copy what changes in a sweep's directory to the store every few seconds, and at the end.
+
+    Large files less often: the ledger, which has all that counts, goes there by itself.
+    """
     if place_of(directory) is None:
         yield
         return
@@ -105,7 +108,7 @@ def pushing(directory: Path) -> Iterator[None]:
     def loop() -> None:
         while not over.wait(_PUSH_INTERVAL_S):
             with suppress(OSError):  # where it lasts, the journal says so
-                push_changes(directory)
+                push_changes(directory, at_leisure=True)
 
     pusher = threading.Thread(target=loop, name="mirror", daemon=True)
     pusher.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -25,9 +26,14 @@ COMMANDS = "commands"
 _APART = ("trials", "best", "wandb", COMMANDS)
 _OWN_WAY = (JOURNAL, f"{JOURNAL}.lock", "driver.json")
 _MAX_INDEX_BYTES = 16 * 2**20
+# An object is put whole: a file that grows for days would be put again and again for a line each.
+_LEISURE_BYTES_PER_S = 200_000
+_LONGEST_LEISURE_S = 120.0
 
 _known: dict[Path, dict[str, str]] = {}
 """Checksums of what the store is known to hold, by a sweep's directory and a file's name."""
+_put_at: dict[Path, float] = {}
+"""When a file was put there last."""
 _lock = threading.RLock()
 
 
@@ -131,10 +137,13 @@ def forget(file: Path) -> None:
         place.remove()
 
 
-def push_changes(directory: Path) -> None:
+def push_changes(directory: Path, *, at_leisure: bool = False) -> None:
     """Copy what has changed in a sweep's directory to the store, each file's checksum before it.
 
     Not what is put there in other ways: the journal, commands, checkpoints, models; nor hidden files.
+
+    Args:
+        at_leisure: a large file that was put there lately waits, the longer the larger it is.
 
     Raises:
         StorageError: if the store cannot be written.
@@ -146,6 +155,8 @@ def push_changes(directory: Path) -> None:
         known = _known.setdefault(directory, {})
         fresh: dict[str, tuple[str, bytes]] = {}
         for file in _own_files(directory):
+            if at_leisure and _rests(file):
+                continue
             name = file.relative_to(directory).as_posix()
             data = file.read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()
@@ -162,6 +173,12 @@ def push_changes(directory: Path) -> None:
             sha256, data = fresh[name]
             (place / name).write(data)
             known[name] = sha256
+            _put_at[directory / name] = time.monotonic()
+
+
+def _rests(file: Path) -> bool:
+    rest_s = min(file.stat().st_size / _LEISURE_BYTES_PER_S, _LONGEST_LEISURE_S)
+    return time.monotonic() < _put_at.get(file, -math.inf) + rest_s
 
 
 def _own_files(directory: Path) -> Iterator[Path]:

@@ -256,6 +256,32 @@ def test_files_go_there_when_they_change_and_are_checked_when_they_come_back(s3:
         mirror.pull(open_storage(uri) / "sweep")
 
 
+def test_a_large_file_that_grows_is_not_put_for_every_line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, uri = s3
+    directory = open_storage(uri) / "sweep"
+    directory.mkdir(parents=True)
+    large, small = directory / "metrics.jsonl", directory / "driver.log"
+    large.write_bytes(b"x" * 2_000_000)  # rests for ten seconds
+    small.write_bytes(b"x")
+    mirror.push_changes(directory, at_leisure=True)
+    server.requests.clear()
+    for file in (large, small):
+        with file.open("ab") as more:
+            more.write(b"y")
+    mirror.push_changes(directory, at_leisure=True)
+    put = [path.rpartition("/")[2] for method, path in server.requests if method == "PUT"]
+    assert put == [".index.json", "driver.log"]
+    monkeypatch.setattr(files, "_LEISURE_BYTES_PER_S", 2e9)
+    mirror.push_changes(directory, at_leisure=True)
+    assert (Place.parse(uri) / "sweep" / "metrics.jsonl").read()[-1:] == b"y"
+    monkeypatch.setattr(files, "_LEISURE_BYTES_PER_S", 1.0)
+    large.write_bytes(b"the end")
+    mirror.push_changes(directory, at_leisure=True)
+    assert (Place.parse(uri) / "sweep" / "metrics.jsonl").read()[-1:] == b"y"
+    mirror.push_changes(directory)  # a sweep that ends leaves nothing behind
+    assert (Place.parse(uri) / "sweep" / "metrics.jsonl").read() == b"the end"
+
+
 def test_a_store_that_is_away_for_a_while_holds_up_but_loses_nothing(s3: S3, spec: SweepSpec) -> None:
     server, uri = s3
     made = sweeps.create(spec, open_storage(uri))

@@ -40,6 +40,16 @@ def test_the_facts(tmp_path: Path) -> None:
     assert other.data_fingerprint != facts.data_fingerprint
 
 
+def test_half_precision_is_for_gpus(tmp_path: Path) -> None:
+    """DeepSpeed refuses it on most CPUs, when a trial has begun."""
+    half = {"training": {"precision": "fp16"}}
+    assert problems(spec(tmp_path, **half)) == (
+        "training.precision: fp16 needs GPUs; set resources.gpus_per_worker, or take fp32 or bf16",
+    )
+    check(spec(tmp_path, **half, resources={"gpus_per_worker": 1}))
+    check(spec(tmp_path, training={"precision": "bf16"}))
+
+
 def too_deep(path: str, depth: int) -> str:
     return f"{path}: {depth} is deeper than the model, which has 6 blocks; use 1 to 6"
 

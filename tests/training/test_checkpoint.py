@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -175,6 +176,38 @@ def test_a_draft_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="no space left on device"):
         draft.files()
     assert newest(tmp_path, MINE) is None
+
+
+def test_a_directory_that_goes_away_is_waited_for_and_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a share that is not mounted for a while: what is made in its place would hide what comes back."""
+    sweep, elsewhere = tmp_path / "sweep", tmp_path / "elsewhere"
+    path = path_of(sweep / "trials" / "0001", 3)
+    path.parent.mkdir(parents=True)
+
+    sweep.rename(elsewhere)
+    draft = Draft(path, state(), rank=0, ranks=1, token="t")
+    assert not draft.written(0.3)
+    assert not sweep.exists()
+    elsewhere.rename(sweep)
+    files = draft.files()
+
+    sweep.rename(elsewhere)
+    back = threading.Timer(0.3, elsewhere.rename, [sweep])
+    back.start()
+    made = draft.commit(files, MINE, phase="head", history=HISTORY)
+    back.join()
+    found = newest(path.parent, MINE)
+    assert found is not None
+    assert found.path == made.path == path
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+    sweep.rename(elsewhere)
+    monkeypatch.setenv("THAW_STORAGE_PATIENCE_S", "0.1")
+    with pytest.raises(FileNotFoundError, match="sweep"):
+        Draft(path_of(path.parent, 6), state(6), rank=0, ranks=1, token="t").files()
+    assert not sweep.exists()
 
 
 def test_a_file_system_that_refuses(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
     assert "the driver was killed by signal 9; started again" in followed.stdout
     asked = head.thaw("trials", "far", "--json")
     assert asked.returncode == 0, asked.stderr
+    assert asked.stderr == ""
     trials = json.loads(asked.stdout)
     assert [trial["state"] for trial in trials] == ["complete", "complete"]
     assert [trial["epochs"] for trial in trials] == [1.0, 1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -253,11 +254,51 @@ def test_no_sweep_file_breaks_out_of_its_config_map(text: str) -> None:
     assert yaml.safe_load(first["data"]["sweep.yaml"]) == yaml.safe_load(file)
 
 
-@pytest.mark.parametrize(
-    "text", ["a: b: c", "!!python/object/apply:os.system [ls]", "- 1", "[" * 5000, "workers: \x00", ""]
+GOOD = "workers: [{cpus: 1}]\n"
+ALIASES = "a0: &a0 [x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
 )
-def test_what_is_no_cluster_file_is_refused(tmp_path: Path, text: str) -> None:
+HOSTILE = {
+    "no YAML": "a: b: c",
+    "python object": "!!python/object/apply:os.system [ls]",
+    "no mapping": "- 1",
+    "deep": "[" * 5000,
+    "NUL": "workers: \x00",
+    "empty": "",
+    "aliases": f"{ALIASES}{GOOD}head: *a9\n",
+    "aliases of keys": f"{ALIASES}{GOOD}head: {{? *a9 : 1}}\n",
+    "endless": f"{GOOD}head: &h {{node_selector: *h}}\n",
+    "steers a terminal": f'{GOOD}"\\e[2Jx": 1\n',
+    "hexadecimal": f"workers: [{{cpus: 0x{'f' * 20_000}}}]\n",
+    "a number of 5,000 digits": f"workers: [{{cpus: {'9' * 5_000}}}]\n",
+    "base 60": f"workers: [{{cpus: 1:{'30:' * 3_000}00}}]\n",
+    "a key that is no word": f"{GOOD}1: 2\n",
+    "100 MB": f"{GOOD}#{'x' * 100_000_000}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_cluster_file_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="--config"):
+    path.write_text(HOSTILE[name])
+    with pytest.raises(ValueError, match="--config") as refused:
         load(path)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1_000
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cluster_files_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    text = yaml.safe_dump(COMMON | CLUSTERS["kuberay"])
+    at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 30))
+    signs = ["&a", "*a", "<<: ", "!!python/none ", "? ", "- ", "{", "]", "|\n", "1e999", ".inf", '"\\e"']
+    junk = data.draw(st.text(max_size=20) | st.sampled_from(signs))
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text[:at] + junk + text[at + length :], encoding="utf-8", errors="surrogatepass")
+    try:
+        spec = load(path)
+    except ValueError as refused:
+        assert all(line.isprintable() for line in str(refused).splitlines())  # noqa: PT017
+        return
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", spec.name)
