@@ -129,6 +129,8 @@ def run(
     finally:
         ended.set()
         listening.join()
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is going
+            ray.kill(feed)
 
 
 def node_types() -> dict[str, int]:

@@ -193,11 +193,12 @@ class Blow:
 
 
 def left(cluster: Raylets) -> list[str]:
-    """Workers and drivers that live, with their parents."""
+    """Actors and drivers that live, with their parents."""
     found = []
     for pid, line in cluster.processes().items():
+        actor = "ray::" in line and "ray::IDLE" not in line and "Agent" not in line
         with contextlib.suppress(OSError):
-            if "RayTrainWorker" in line or "launch.py" in line:
+            if actor or "launch.py" in line:
                 found.append(f"{line.strip()} (pid {pid} of {parent(pid)})")
     return found
 

@@ -224,13 +224,16 @@ class Gang:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+        from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
         config = self._config
 
         class Trainer(TorchTrainer):
             def _create_default_callbacks(self) -> list[Any]:
-                # No data goes through Ray, so its process for data sets is not needed.
-                return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+                # Each starts a process. No data goes through Ray; and groups of dead gangs are freed by
+                # `orphans.reap`, while Ray's cleaner outlives the cluster's sweeps where its gang was killed.
+                unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
+                return [c for c in super()._create_default_callbacks() if not isinstance(c, unwanted)]
 
             def _initialize_and_run_controller(self, **settings: Any) -> Any:
                 fewest = config.workers if config.min_workers is None else config.min_workers
