@@ -39,7 +39,9 @@ class Jobs:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
+        # All of Ray, and two that have a level of their own, tell of every upload.
+        for logger in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
         try:
             self._client = JobSubmissionClient(address)
         except AuthenticationError as error:
