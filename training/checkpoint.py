@@ -7,33 +7,25 @@ nothing depends on the ZeRO stage or the number of workers that wrote it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-import threading
-import time
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training.config import TrialConfig
-from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest, text
+from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest
 from training.optim import Slots
-from training.store import DamagedFile, Place, describe, get_files, patience_s
+from training.store import DamagedFile, Place, describe, get_files
 from training.team import Team
-
-# For a store that is away; a trial would be lost for nothing else.
-_PATIENCE_S = 900.0
-_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,143 +92,6 @@ def identity(config: TrialConfig, *, model: str, data: str) -> Identity:
 def path_of(directory: Path, step: int) -> Path:
     """Where a trial's checkpoint after `step` steps lies."""
     return directory / f"step-{step:08d}"
-
-
-class Draft:
-    """A checkpoint that is being written, behind the training loop's back.
-
-    Every rank makes one and writes its share of the tensors, from a thread of its own; rank 0
-    commits. Until then nothing stands under the checkpoint's name.
-
-    Args:
-        path: the checkpoint, beside which it is drafted.
-        token: the same on all ranks, and new for every draft.
-        remote: the trial's place in an object store, where the checkpoint is to lie in the end.
-    """
-
-    def __init__(
-        self, path: Path, state: State, *, rank: int, ranks: int, token: str, remote: Place | None = None
-    ) -> None:
-        self.path = path
-        self.state = state
-        self._remote = None if remote is None else remote / path.name
-        self._place = path.with_name(f".{path.name}.{token}")
-        # In an object store no name appears at once with all below it: there a draft is told by its files'.
-        self._part = f"{rank:05d}-of-{ranks:05d}{'' if remote is None else f'.{token}'}"
-        names = sorted(state.weights)[rank::ranks]
-        self._weights = {name: state.weights[name].contiguous() for name in names}
-        self._slots = {
-            f"{key}/{name}": tensor.contiguous()
-            for name in sorted(state.slots)[rank::ranks]
-            for key, tensor in state.slots[name].tensors.items()
-        }
-        self._files: dict[str, dict[str, Any]] = {}
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def written(self, within_s: float) -> bool:
-        """Whether `files` will not wait, after so many seconds at most."""
-        self._thread.join(within_s)
-        return not self._thread.is_alive()
-
-    def files(self) -> dict[str, dict[str, Any]]:
-        """Size and checksum of this rank's files by name, once they are written.
-
-        Raises:
-            OSError: if they could not be.
-        """
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-        return self._files
-
-    def commit(
-        self,
-        files: Mapping[str, Mapping[str, Any]],
-        identity: Identity,
-        *,
-        phase: str,
-        history: Sequence[Told],
-    ) -> Checkpoint:
-        """Make the checkpoint count: `files` are those of all ranks, all written. Rank 0 only."""
-        state = self.state
-        manifest = text(
-            {
-                "identity": asdict(identity),
-                "step": state.step,
-                "seconds": state.seconds,
-                "optimizer_steps": {name: slots.steps for name, slots in state.slots.items()},
-                "scaler": None if state.scaler is None else dict(state.scaler),
-                "losses": list(state.losses),
-                "phase": phase,
-                "history": [asdict(told) for told in history],
-                "files": dict(files),
-            }
-        )
-        if self._remote is not None:
-            (self._remote / MANIFEST).write(manifest.encode(), patience=patience_s(_PATIENCE_S))
-            shutil.rmtree(self._place, ignore_errors=True)
-        else:
-            self._patiently(lambda: self._commit_here(manifest))
-        return Checkpoint(
-            path=self.path,
-            location=str(self._remote or self.path),
-            state=state,
-            phase=phase,
-            history=tuple(history),
-        )
-
-    def discard(self) -> None:
-        """Remove what was written of it on this machine, once nothing more is."""
-        self._thread.join()
-        shutil.rmtree(self._place, ignore_errors=True)
-
-    def _commit_here(self, manifest: str) -> None:
-        if self.path.is_dir() and not self._place.exists():
-            return  # it went away when this had just been done
-        with (self._place / MANIFEST).open("w") as file:
-            file.write(manifest)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._place.rename(self.path)
-
-    def _write(self) -> None:
-        try:
-            self._patiently(self._write_files)
-        except BaseException as error:
-            self._failure = error
-
-    def _write_files(self) -> None:
-        self._place.mkdir(parents=True, exist_ok=True)
-        for kind, tensors in (("weights", self._weights), ("slots", self._slots)):
-            file = self._place / f"{kind}-{self._part}.safetensors"
-            try:
-                save_file(tensors, file)
-            except SafetensorError as error:  # its only one, whatever the file system said
-                raise OSError(f"{file}: cannot be written: {error}") from error
-            self._files[file.name] = describe(file)
-            if self._remote is not None:
-                (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))
-                file.unlink()
-
-    def _patiently(self, call: Callable[[], None]) -> None:
-        """Call; where the sweep's directory is out of reach, as a share that is not mounted, when it is back.
-
-        It is never made anew: what is written then would lie in the way of the one that comes back.
-        """
-        above = self.path.parent.parent.parent  # SWEEP/trials/NUMBER/step-N
-        deadline = time.monotonic() + patience_s(_PATIENCE_S)
-        while True:
-            try:
-                if not above.is_dir():
-                    raise FileNotFoundError(errno.ENOENT, "No such directory", str(above))
-                return call()
-            except OSError:
-                if os.path.isdir(above) or time.monotonic() > deadline:
-                    raise
-            time.sleep(_LOOK_S)
 
 
 def clean(directory: Path) -> None:

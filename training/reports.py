@@ -7,6 +7,7 @@ import uuid
 
 from training import checkpoint
 from training.checkpoint import Checkpoint, State, Told
+from training.draft import Draft
 from training.evaluate import evaluate
 from training.latency import costs
 from training.opening import Opened
@@ -78,9 +79,9 @@ def save(trial: Trial, stretch: Stretch, state: State) -> None:
     trial.team.gather(None)  # nobody leaves before it counts
 
 
-def _draft(trial: Trial, state: State) -> checkpoint.Draft:
+def _draft(trial: Trial, state: State) -> Draft:
     team = trial.team
-    return checkpoint.Draft(
+    return Draft(
         checkpoint.path_of(trial.directory, state.step),
         state,
         rank=team.rank,

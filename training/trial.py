@@ -16,6 +16,7 @@ from torch import Tensor
 from training import batches, checkpoint
 from training.checkpoint import Told
 from training.config import TrialConfig
+from training.draft import Draft
 from training.plan import Plan
 from training.reporter import Reporter
 from training.rng import derive
@@ -102,7 +103,7 @@ class Losses:
 class Unsaved:
     """A checkpoint that is still being written: the state after the latest evaluation, or on leaving."""
 
-    draft: checkpoint.Draft
+    draft: Draft
     phase: str
 
 

@@ -20,7 +20,7 @@ import torch
 
 from tests.benchmarks.results import machine, tell
 from tests.benchmarks.step_speed import CLOCKS, Clock, scratch, trial
-from training import checkpoint, engine, loop, reports, suffix, workspace
+from training import draft, engine, loop, reports, suffix, workspace
 from training.config import LimitConfig, TrialConfig, UnfreezingConfig
 from training.prefix.feed import Feed, Frozen
 from training.team import Team
@@ -44,9 +44,9 @@ PARTS: list[tuple[str, Any, str]] = [
     ("reports", loop, "report_progress"),
     ("evaluation", reports, "evaluate"),
     ("checkpoints", loop, "_snapshot"),
-    ("checkpoints", checkpoint.Draft, "__init__"),
-    ("checkpoints", checkpoint.Draft, "files"),
-    ("checkpoints", checkpoint.Draft, "commit"),
+    ("checkpoints", draft.Draft, "__init__"),
+    ("checkpoints", draft.Draft, "files"),
+    ("checkpoints", draft.Draft, "commit"),
     ("proofs", loop, "prove"),
     ("proofs", workspace.Setting, "touched"),
 ]

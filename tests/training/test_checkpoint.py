@@ -18,7 +18,6 @@ from training import checkpoint
 from training.checkpoint import (
     CheckpointError,
     DamagedCheckpoint,
-    Draft,
     Identity,
     State,
     Told,
@@ -29,6 +28,7 @@ from training.checkpoint import (
     read_manifest,
 )
 from training.config import EarlyStoppingConfig, ZeroConfig
+from training.draft import Draft
 from training.manifest import digest
 from training.optim import Slots
 from training.team import Team
@@ -123,7 +123,7 @@ def test_one_that_was_cut_off_is_not_picked_up(tmp_path: Path, monkeypatch: pyte
 
     for name in ("describe", "save_file"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, name, fail)
+            patch.setattr(f"training.draft.{name}", fail)
             with pytest.raises(KeyboardInterrupt):
                 write(tmp_path, 6)
         assert not path_of(tmp_path, 6).exists()
@@ -171,7 +171,7 @@ def test_a_draft_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr("training.draft.save_file", fail)
     draft = Draft(path_of(tmp_path, 3), state(), rank=0, ranks=1, token="t")
     with pytest.raises(OSError, match="no space left on device"):
         draft.files()

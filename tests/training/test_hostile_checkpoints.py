@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from training import checkpoint, manifest
-from training.checkpoint import CheckpointError, DamagedCheckpoint, Draft, Identity, State, Told
+from training.checkpoint import CheckpointError, DamagedCheckpoint, Identity, State, Told
+from training.draft import Draft
 from training.optim import Slots
 from training.store import describe
 

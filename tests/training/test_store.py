@@ -14,7 +14,8 @@ import torch
 
 from tests.object_store import ObjectStore
 from training import checkpoint
-from training.checkpoint import DamagedCheckpoint, Draft, Identity, State, Told
+from training.checkpoint import DamagedCheckpoint, Identity, State, Told
+from training.draft import Draft
 from training.optim import Slots
 from training.store import DamagedFile, Place, StorageError, get_files, near, put_tree
 
