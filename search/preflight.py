@@ -78,9 +78,12 @@ def check(spec: SweepSpec) -> Facts:
             f"training.early_stopping.metric: task {spec.task.type} does not report {improving!r}"
             f"{hint(improving, metrics)}"
         )
-    if spec.training.precision == "fp16" and not spec.resources.on_gpu:
+    halves = any(corner.training.precision == "fp16" for corner in corners(spec, ("precision",)))
+    if halves and not spec.resources.on_gpu:
+        searched = any(parameter.path == "precision" for parameter in spec.space.parameters)
         problems.append(
-            "training.precision: fp16 needs GPUs; set resources.gpus_per_worker, or take fp32 or bf16"
+            f"{'parameters' if searched else 'training'}.precision: fp16 needs GPUs; "
+            f"set resources.gpus_per_worker, or take fp32 or bf16"
         )
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_file is not None and wandb.mode in ("auto", "online"):

@@ -47,6 +47,10 @@ def test_half_precision_is_for_gpus(tmp_path: Path) -> None:
         "training.precision: fp16 needs GPUs; set resources.gpus_per_worker, or take fp32 or bf16",
     )
     check(spec(tmp_path, **half, resources={"gpus_per_worker": 1}))
+    choice = {"parameters": {"precision": {"values": ["fp32", "fp16"]}}}
+    assert problems(spec(tmp_path, **choice)) == (
+        "parameters.precision: fp16 needs GPUs; set resources.gpus_per_worker, or take fp32 or bf16",
+    )
     check(spec(tmp_path, training={"precision": "bf16"}))
 
 
