@@ -62,7 +62,6 @@ def test_a_gang_that_comes_back_smaller_trains_the_same_and_spot_holds_no_owner(
     [run] = found["runs"]
     assert run["complaints"] == []
     assert max(found["calm"]["sizes_after"]) == 2
-    assert run["sizes_after"][-1] <= 2
     assert 1 in run["sizes_after"]
     assert run["owners_on"] == [""]  # the head, which has no label
     assert any(run["repeated_examples"])  # a trial went on from a checkpoint

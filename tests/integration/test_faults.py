@@ -66,10 +66,12 @@ def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
     spec = make_spec(training=training, search=SEARCH, resources={"workers": workers, "max_concurrent": 1})
     ledger = tmp_path / "small" / "study.journal"
     killed: list[int] = []
+    cleaners: list[int] = []
     before = set(alive(""))
 
     def kill() -> None:
         wait_for(lambda: evaluations(ledger) >= 2, 120)  # in the middle of the first trial
+        cleaners.extend(alive("Cleaner"))
         pid = alive(victim)[-1]
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
@@ -79,6 +81,7 @@ def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
     disturbed = run_sweep(spec, tmp_path).read().trials()
     killer.join()
     assert killed
+    assert cleaners == []  # Ray Train's own may outlive the gang that it cleans up after
     for stormy, (calm, undisturbed) in zip(disturbed, plainly(spec), strict=True):
         assert stormy.state is TrialState.COMPLETE, stormy.error
         assert stormy.params == calm.params

@@ -230,8 +230,8 @@ class Gang:
 
         class Trainer(TorchTrainer):
             def _create_default_callbacks(self) -> list[Any]:
-                # Each starts a process. No data goes through Ray; and groups of dead gangs are freed by
-                # `orphans.reap`, while Ray's cleaner outlives the cluster's sweeps where its gang was killed.
+                # Each starts a process. No data goes through Ray; and `orphans.reap` frees the groups of dead
+                # gangs, while Ray's cleaner of a killed one stays for good where there is no State API.
                 unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
                 return [c for c in super()._create_default_callbacks() if not isinstance(c, unwanted)]
 
