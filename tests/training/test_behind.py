@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, assert_same
-from training import checkpoint, loop, reports
+from training import checkpoint, draft, loop, reports
 from training.checkpoint import State
 from training.config import TrialConfig
 from training.loop import train
@@ -53,14 +53,14 @@ class Release(Recorder):
 @contextmanager
 def slow_store(allowed: threading.Event) -> Iterator[None]:
     """Files of checkpoints take until `allowed`; nobody waits for them after an evaluation."""
-    write = checkpoint.save_file
+    write = draft.save_file
 
     def slow(tensors: Mapping[str, Tensor], file: Path) -> None:
         assert allowed.wait(WAIT_S), "training waits for the checkpoint"
         write(dict(tensors), file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", slow)
+        patch.setattr(draft, "save_file", slow)
         patch.setattr(reports, "GRACE_S", 0.0)
         yield
 
