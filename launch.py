@@ -43,6 +43,10 @@ def run(
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
     storage: Storage = "./runs",
     address: Address = None,
+    keep_data: Annotated[
+        bool,
+        typer.Option("--keep-data", help="Copy local data into the sweep, where its place is not to last."),
+    ] = False,
 ) -> None:
     """Run a sweep, and export its best model."""
     from search import loading, mirror, preflight
@@ -50,7 +54,7 @@ def run(
     spec = loading.load(sweep, overrides)
     place = mirror.open_storage(storage)
     facts = preflight.check(spec)
-    _run(spec, facts, place, address)
+    _run(spec, facts, place, address, keep_data=keep_data)
 
 
 def resume(
@@ -58,19 +62,37 @@ def resume(
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
     storage: Storage = "./runs",
     address: Address = None,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="On a cluster that is reached over HTTP: do not wait for its end."),
+    ] = False,
+    as_job: Annotated[
+        bool, typer.Option("--as-job", hidden=True, help="As a job of the cluster on which this runs.")
+    ] = False,
 ) -> None:
     """Go on with a sweep that was interrupted, paused, stopped, cancelled or extended."""
-    from search import loading, mirror, preflight
+    from search import keeping, loading, mirror, preflight
+    from search import sweep as sweeps
     from search.presence import Presence
-    from search.sweep import find
 
+    if detach:
+        raise ValueError(
+            "--detach: needs the --address of a cluster's dashboard, such as http://localhost:8265"
+        )
     place = mirror.open_storage(storage)
-    sweep = find(name, place)
-    if Presence(sweep.directory).driver() is not None and not overrides:
+    sweep = sweeps.find(name, place)
+    presence = Presence(sweep.directory)
+    if presence.driver() is not None and not overrides:
         life.go_on(name, storage)
         return
     spec = loading.loads(loading.to_yaml(sweep.spec), overrides, source=name)
-    _run(spec, preflight.check(spec), place, address)
+    spec = keeping.found(spec, sweep.directory)
+    if as_job:
+        presence.check()
+        sweeps.check_name(spec, place)
+        jobs.resubmit(_packed(spec), storage)
+    else:
+        _run(spec, preflight.check(spec), place, address)
 
 
 def logs(
@@ -124,13 +146,17 @@ def _shape(spec: Any, gpus_per_worker: float | None = None) -> GangShape:
     )
 
 
-def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
-    """Check that the sweep may run here, run what is left of it, and say what came of it."""
+def _run(spec: Any, facts: Any, place: Path, address: str | None, *, keep_data: bool = False) -> None:
+    """Check that the sweep may run here, run what is left of it, and say what came of it.
+
+    Args:
+        keep_data: the data lies here for as long as this process runs, and is to be kept with the sweep.
+    """
     from cluster.admission import admitted
     from cluster.capacity import require_fit
     from cluster.connect import connected, local_node, possible_nodes
     from cluster.gpus import smallest_here, smallest_in_cluster
-    from search import packing, preflight
+    from search import keeping, packing, preflight
     from search import sweep as sweeps
     from search.presence import Presence, Taken
     from search.progress import Progress
@@ -170,6 +196,8 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None) -> None:
                 )
                 fits = require_fit(possible_nodes(), shape)
                 made = sweeps.create(spec, place, facts)
+                if keep_data:
+                    keeping.keep(spec, made.directory)
                 from search import session  # Ray comes in here
 
                 try:
@@ -262,12 +290,17 @@ def _workload(sweep: str, overrides: list[str]) -> Workload:
 
 
 def _submission(sweep: str, overrides: list[str]) -> Submission:
+    """A sweep's file as it is sent to a cluster."""
+    from search import loading
+
+    return _packed(loading.load(sweep, overrides))
+
+
+def _packed(spec: Any) -> Submission:
     """A sweep as it is sent to a cluster."""
     from cluster.jobs.package import Submission
-    from search import loading
     from search.portable import portable
 
-    spec = loading.load(sweep, overrides)
     text, files = portable(spec)
     return Submission(name=spec.name, text=text, files=files)
 

@@ -292,7 +292,7 @@ def export_best(sweep: Sweep, record: TrialRecord) -> str:
     export(sweep, record, fresh)
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
-    mirror.put_model(directory)
+    mirror.put_directory(directory)
     return mirror.shown(directory)
 
 

@@ -359,6 +359,24 @@ def put_tree(directory: Path, place: Place) -> None:
     (place / CHECKSUMS).write(json.dumps(described, indent=1).encode())
 
 
+def get_tree(place: Place, directory: Path) -> None:
+    """Copy what `put_tree` has put to `place` to a local directory; nothing where it did not come to an end.
+
+    Raises:
+        DamagedFile: if something there is not what its checksum was taken of.
+        StorageError: if it cannot be read.
+    """
+    try:
+        described = json.loads((place / CHECKSUMS).read())
+    except FileNotFoundError:
+        return
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict):
+        raise DamagedFile(f"{place / CHECKSUMS}: not checksums; it was cut short or altered")
+    get_files(place, described, directory)
+
+
 def get_files(place: Place, described: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
     """Copy the `described` files (name -> `bytes`, `sha256`) to a local directory.
 

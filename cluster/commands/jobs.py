@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from cluster.jobs.client import Jobs
     from cluster.jobs.package import Submission
 
 Dashboard = Annotated[
@@ -19,6 +20,8 @@ _THERE = frozenset(
     | {"pause", "stop", "cancel", "extend", "enqueue", "clone", "stop-trial"}
 )
 """Commands that are run on the cluster when they are given its address."""
+# A driver that was told to pause tidies up before its job has ended.
+_END_S = 60.0
 
 
 def submit_command(read: Callable[[str, list[str]], Submission]) -> Callable[..., None]:
@@ -47,17 +50,14 @@ def submit_command(read: Callable[[str, list[str]], Submission]) -> Callable[...
         from cluster.jobs.client import Jobs
 
         submission = read(sweep, overrides)
-        if storage is not None and "@" in storage.partition("://")[2].partition("/")[0]:
-            raise ValueError(
-                "--storage: must not hold a user or password; give the nodes an identity instead"
-            )
+        _require_no_password([storage or ""])
         jobs = Jobs(address)
         jobs.check_environment()
         jobs.submit(submission, storage)
         again = f"thaw logs {submission.name} --address {address} -f"
         print(f"submitted {submission.name}; follow it with: {again}", file=sys.stderr)
         if not detach:
-            _follow(jobs, submission.name, again)
+            raise typer.Exit(_follow(jobs, submission.name, again))
 
     return submit
 
@@ -73,7 +73,7 @@ def logs(
     jobs = Jobs(address)
     text = jobs.log(name)
     if follow:
-        _follow(jobs, name, f"thaw logs {name} --address {address} -f")
+        raise typer.Exit(_follow(jobs, name, f"thaw logs {name} --address {address} -f"))
     print(text, end="")
 
 
@@ -89,16 +89,22 @@ def forwarded(arguments: Sequence[str], read: Callable[[str, list[str]], Submiss
     command = next((part for part in rest if not part.startswith("-")), None)
     if address is None:
         return None
-    if command in ("run", "resume"):
+    _require_no_password(rest)
+    if command == "run":
         raise ValueError(
-            f"{command}: a sweep on a cluster begins, and goes on, when its file is submitted there "
+            f"run: a sweep on a cluster begins when its file is submitted there "
             f"(thaw submit FILE --address {address})"
         )
+    if command == "resume":
+        return _resume(rest, address)
     if command not in _THERE:
         return None
+    from cluster.jobs.package import SWEEP_FILE
+
     sent = None
     if command == "doctor":
-        sweep, overrides, rest = _examined(rest)
+        sweep, overrides, others = _taken_apart(rest, command)
+        rest = [command, *([SWEEP_FILE] if sweep is not None else []), "--address", "auto", *others]
         sent = None if sweep is None else read(sweep, overrides)
     elif command == "export":
         _require_lasting(rest)
@@ -110,14 +116,36 @@ def forwarded(arguments: Sequence[str], read: Callable[[str, list[str]], Submiss
     return answer.code
 
 
-def _examined(rest: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
-    """`doctor` as it is run there: the sweep, its overrides, and what is left to say beside its file."""
-    from cluster.jobs.package import SWEEP_FILE
+def resubmit(submission: Submission, storage: str) -> None:
+    """Send a sweep of this cluster's storage to this cluster, on which this runs as a job."""
+    from cluster.jobs.client import Jobs
 
+    Jobs("auto").submit(submission, storage, patience_s=_END_S)
+    print(f"sweep {submission.name} goes on")
+
+
+def _resume(rest: Sequence[str], address: str) -> int:
+    """Let a sweep of a cluster go on there, and follow it."""
+    from cluster.jobs.client import Jobs
+
+    name, _, _ = _taken_apart(rest, "resume")
+    there = [part for part in rest if part != "--detach"]
+    jobs = Jobs(address)
+    jobs.check_environment()
+    answer = jobs.call([*there, "--as-job"])
+    print(answer.out, end="", file=sys.stderr)
+    print(answer.err, end="", file=sys.stderr)
+    if answer.code != 0 or name is None or len(there) < len(rest) or not jobs.knows(name):
+        return answer.code
+    return _follow(jobs, name, f"thaw logs {name} --address {address} -f")
+
+
+def _taken_apart(rest: Sequence[str], command: str) -> tuple[str | None, list[str], list[str]]:
+    """The sweep that a command is given, its overrides, and all else that it is given."""
     sweep: str | None = None
     overrides: list[str] = []
-    there = ["--address", "auto"]
-    parts = iter(rest[rest.index("doctor") + 1 :])
+    others: list[str] = []
+    parts = iter(rest[rest.index(command) + 1 :])
     for part in parts:
         option, equals, value = part.partition("=")
         if option in ("--set", "--storage"):
@@ -125,12 +153,18 @@ def _examined(rest: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
             if option == "--set":
                 overrides.append(value)
             else:
-                there += [option, value]
+                others += [option, value]
         elif part.startswith("-") or sweep is not None:
-            there.append(part)
+            others.append(part)
         else:
             sweep = part
-    return sweep, overrides, ["doctor", *([SWEEP_FILE] if sweep is not None else []), *there]
+    return sweep, overrides, others
+
+
+def _require_no_password(parts: Sequence[str]) -> None:
+    """Check that no URI has one: what a job is given is seen by all who see the cluster."""
+    if any("@" in part.partition("://")[2].partition("/")[0] for part in parts):
+        raise ValueError("--storage: must not hold a user or password; give the nodes an identity instead")
 
 
 def _require_lasting(rest: Sequence[str]) -> None:
@@ -160,13 +194,10 @@ def _without_address(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     return rest, address
 
 
-def _follow(jobs: object, name: str, again: str) -> None:
-    from cluster.jobs.client import Jobs
-
-    assert isinstance(jobs, Jobs)
+def _follow(jobs: Jobs, name: str, again: str) -> int:
+    """Print what a sweep's driver does until it ends; its exit code."""
     try:
-        code = jobs.follow(name)
+        return jobs.follow(name)
     except KeyboardInterrupt:
         print(f"\nthe sweep goes on; follow it with: {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    raise typer.Exit(code)
+        return 130

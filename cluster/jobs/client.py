@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cluster.jobs import environment, remote
@@ -25,10 +26,13 @@ _POLL_S = 0.5
 _STORAGE = 'THAW_STORAGE="${THAW_STORAGE:-$HOME/thaw-runs}"'
 # Ray ends a job's processes so long after it has asked them to end.
 _END_PATIENCE_S = "30"
+_ALIVE = ("PENDING", "RUNNING")
+_WAY = "THAW_REACHED_BY"
+_BEFORE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 class Jobs:
-    """The jobs of the cluster at `address` (http://HOST:PORT).
+    """The jobs of the cluster at `address`: http://HOST:PORT, or `auto` in a job for its own cluster.
 
     Raises:
         ValueError: if none is there, or it asks for a token that is not here.
@@ -43,7 +47,8 @@ class Jobs:
         for logger in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(logger).setLevel(logging.WARNING)
         try:
-            self._client = JobSubmissionClient(address)
+            with _obeyed(address):
+                self._client = JobSubmissionClient(address)
         except AuthenticationError as error:
             raise ValueError(
                 f"--address: the cluster at {address} asks for Ray's token; put it into ~/.ray/auth_token or "
@@ -72,20 +77,25 @@ class Jobs:
             lines = "\n".join(f"  {line}" for line in wrong)
             raise ValueError(f"the cluster at {self._address} cannot run this version of Thaw:\n{lines}")
 
-    def submit(self, submission: Submission, storage: str | None) -> None:
+    def submit(self, submission: Submission, storage: str | None, *, patience_s: float = 0.0) -> None:
         """Send a sweep, and start its driver on the head.
+
+        Args:
+            patience_s: how long a driver of this sweep that is ending is waited for.
 
         Raises:
             ValueError: if a sweep of its name is running there, or another job has its name, or it is too
                 large to be sent.
         """
-        earlier = self._status(submission.name)
+        deadline = time.monotonic() + patience_s
+        while (earlier := self._status(submission.name)) in _ALIVE and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         if earlier is not None and not _is_sweep(self._client.get_job_info(submission.name)):
             raise ValueError(
                 f"name: a job {submission.name!r} that is no sweep is on {self._address}; give this one "
                 f"another name with --set name=..."
             )
-        if earlier in ("PENDING", "RUNNING"):
+        if earlier in _ALIVE:
             raise ValueError(
                 f"name: sweep {submission.name!r} is running on {self._address}; see "
                 f"`thaw logs {submission.name} --address {self._address} -f`, or give this one another name "
@@ -96,7 +106,7 @@ class Jobs:
         where = "" if storage is None else f" --storage {shlex.quote(storage)}"
         command = (
             f"{_STORAGE} python -m cluster.jobs.supervise "
-            f"python launch.py run {SWEEP_FILE}{where} --address auto"
+            f"python launch.py run {SWEEP_FILE}{where} --address auto --keep-data"
         )
         with tempfile.TemporaryDirectory() as staged:
             stage(Path(staged), submission)
@@ -105,7 +115,11 @@ class Jobs:
                 submission_id=submission.name,
                 runtime_env={
                     "working_dir": staged,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _END_PATIENCE_S, "PYTHONUNBUFFERED": "1"},
+                    "env_vars": {
+                        "RAY_JOB_STOP_WAIT_TIME_S": _END_PATIENCE_S,
+                        "PYTHONUNBUFFERED": "1",
+                        **self._way_here(storage),
+                    },
                 },
                 metadata={"thaw": "sweep"},
             )
@@ -123,7 +137,7 @@ class Jobs:
         while True:
             with contextlib.suppress(RuntimeError):
                 asyncio.run(tail())
-            if self._status(name) not in ("PENDING", "RUNNING"):
+            if self._status(name) not in _ALIVE:
                 return self._exit_code(name)
             time.sleep(_POLL_S)
 
@@ -155,24 +169,41 @@ class Jobs:
         with tempfile.TemporaryDirectory() as staged:
             stage(Path(staged), sent)
             program = f"{_STORAGE} {shlex.join(['python', '-m', 'cluster.jobs.remote', *arguments])}"
-            output, message = self._short(program, staged)
+            output, message = self._short(program, staged, self._way_here(_storage_of(arguments)))
         answer = remote.read(output)
         if answer is None:
             raise OSError(f"the command could not be run on {self._address}: {message or output[-300:]}")
         return answer
 
-    def _short(self, program: str, working_dir: str | None) -> tuple[str, str]:
+    def knows(self, name: str) -> bool:
+        """Whether there is a sweep's job of this name."""
+        return self._status(name) is not None and _is_sweep(self._client.get_job_info(name))
+
+    def _way_here(self, storage: str | None) -> dict[str, str]:
+        """The environment that lets a command there name the options that reach it from here."""
+        if self._address == "auto":
+            return {_WAY: os.environ[_WAY]} if _WAY in os.environ else {}
+        if "@" in self._address:  # a password
+            return {}
+        given = "" if storage is None else f" --storage {shlex.quote(storage)}"
+        return {_WAY: f"--address {self._address}{given}"}
+
+    def _short(
+        self, program: str, working_dir: str | None, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[str, str]:
         """A job that is waited for and forgotten: what it printed, and Ray's message."""
         name = f"thaw-{uuid.uuid4().hex[:12]}"
-        runtime: dict[str, Any] = {} if working_dir is None else {"working_dir": working_dir}
+        runtime: dict[str, Any] = {"env_vars": dict(environment)}
+        if working_dir is not None:
+            runtime["working_dir"] = working_dir
         self._client.submit_job(entrypoint=program, submission_id=name, runtime_env=runtime)
         try:
-            while self._status(name) in ("PENDING", "RUNNING"):
+            while self._status(name) in _ALIVE:
                 time.sleep(_POLL_S)
             return str(self._client.get_job_logs(name)), self._client.get_job_info(name).message or ""
         finally:
             with contextlib.suppress(RuntimeError):
-                if self._status(name) in ("PENDING", "RUNNING"):  # we were interrupted
+                if self._status(name) in _ALIVE:  # we were interrupted
                     self._client.stop_job(name)
                 else:
                     self._client.delete_job(name)
@@ -194,6 +225,28 @@ class Jobs:
         print(f"error: {info.message}", file=sys.stderr)
         code = info.driver_exit_code
         return code if code in (1, 2, 130) else 1
+
+
+def _storage_of(arguments: Sequence[str]) -> str | None:
+    """What a command is given as `--storage`."""
+    for part, after in zip(arguments, [*arguments[1:], None], strict=True):
+        option, equals, value = part.partition("=")
+        if option == "--storage":
+            return value if equals else after
+    return None
+
+
+@contextlib.contextmanager
+def _obeyed(address: str) -> Iterator[None]:
+    """Let Ray take the address that it is given: variables of the environment come first for it."""
+    if address == "auto":
+        yield
+        return
+    hidden = {name: os.environ.pop(name) for name in _BEFORE if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _is_sweep(job: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +54,12 @@ def found(name: str, storage: str) -> Sweep:
 
 
 def where(place: Path) -> str:
-    """The option that leads a next command to `place`, ready to be pasted."""
+    """The options that lead a next command to `place`, ready to be pasted.
+
+    Those that somebody elsewhere has reached it by, who then reads this, are in THAW_REACHED_BY.
+    """
     from search.mirror import shown
 
+    if "THAW_REACHED_BY" in os.environ:
+        return f" {os.environ['THAW_REACHED_BY']}"
     return "" if place == Path("runs").absolute() else f" --storage {shlex.quote(shown(place))}"

@@ -88,7 +88,7 @@ def export(
     if mirror.place_of(directory) is not None and mirror.names(directory):
         raise ValueError(f"{output}: is there already and not empty; give a new directory")
     sweeps.export(sweep, record, directory)
-    mirror.put_model(directory)
+    mirror.put_directory(directory)
     print(output)
 
 

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from search.mirror import files, journal
 from search.mirror.checkpoints import checkpoint, delete_checkpoint, inside
-from search.mirror.files import fetch, forget, pull_commands, push, push_changes, put_model, settle
+from search.mirror.files import (
+    fetch,
+    forget,
+    get_directory,
+    pull_commands,
+    push,
+    push_changes,
+    put_directory,
+    settle,
+)
 from search.mirror.journal import journal_mirror, pull_journal, replace_journal
 from search.mirror.lease import Held, Lease, leases
 from search.mirror.places import check_writable, names, open_storage, place_of, shown
@@ -29,6 +38,7 @@ __all__ = [
     "delete_checkpoint",
     "fetch",
     "forget",
+    "get_directory",
     "inside",
     "journal_mirror",
     "names",
@@ -40,7 +50,7 @@ __all__ = [
     "push",
     "push_changes",
     "pushing",
-    "put_model",
+    "put_directory",
     "release",
     "replace_journal",
     "settle",
@@ -118,4 +128,4 @@ def pushing(directory: Path) -> Iterator[None]:
         over.set()
         pusher.join()
         push_changes(directory)
-        put_model(directory / "wandb")
+        put_directory(directory / "wandb")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from search.mirror.lease import leases
 from search.mirror.places import place_of
-from training.store import CHECKSUMS, DamagedFile, Place, digest, put_tree
+from training.store import CHECKSUMS, DamagedFile, Place, digest, get_tree, put_tree
 
 INDEX = ".index.json"
 JOURNAL = "study.journal"
 COMMANDS = "commands"
 # What is put there in other ways: by workers, when done with, or as soon as it is written.
-_APART = ("trials", "best", "wandb", COMMANDS)
+_APART = ("trials", "best", "data", "wandb", COMMANDS)
 _OWN_WAY = (JOURNAL, f"{JOURNAL}.lock", "driver.json")
 _MAX_INDEX_BYTES = 16 * 2**20
 # An object is put whole: a file that grows for days would be put again and again for a line each.
@@ -190,12 +190,24 @@ def _own_files(directory: Path) -> Iterator[Path]:
                 yield Path(root) / name
 
 
-def put_model(directory: Path) -> None:
+def put_directory(directory: Path) -> None:
     """Copy a model's directory, or any other that is done with, to the store; its checksums last."""
     place = place_of(directory)
     if place is not None and directory.is_dir():
         (place / CHECKSUMS).remove()
         put_tree(directory, place)
+
+
+def get_directory(directory: Path) -> None:
+    """Copy from the store what `put_directory` put there, where it is not here yet.
+
+    Raises:
+        DamagedFile: if something there does not match its checksum.
+        StorageError: if the store cannot be read.
+    """
+    place = place_of(directory)
+    if place is not None and not directory.exists():
+        get_tree(place, directory)
 
 
 def settle() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from training.gang import scaling
+from training.gang.meeting import Workers
 from training.gang.messages import (
     Crashed,
     Ended,
@@ -222,13 +223,13 @@ class Gang:
         # Another process for each group; the owner looks for drains itself.
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
         from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
         from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         config = self._config
 
-        class Trainer(TorchTrainer):
+        class Trainer(DataParallelTrainer):
             def _create_default_callbacks(self) -> list[Any]:
                 # Each starts a process. No data goes through Ray; and `orphans.reap` frees the groups of dead
                 # gangs, while Ray's cleaner of a killed one stays for good where there is no State API.
@@ -244,6 +245,7 @@ class Gang:
             Trainer(
                 serve,
                 train_loop_config={"channel": self._channel, "config": config},
+                backend_config=Workers(),
                 scaling_config=ScalingConfig(
                     num_workers=config.workers,
                     use_gpu=config.gpus_per_worker > 0,

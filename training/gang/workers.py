@@ -55,6 +55,7 @@ def _ready(config: GangConfig) -> tuple[Team, Workspace]:
     import torch
 
     from training import memory
+    from training.gang.meeting import meet
     from training.team import Team
     from training.workspace import Workspace
 
@@ -62,6 +63,7 @@ def _ready(config: GangConfig) -> tuple[Team, Workspace]:
     if 0 < config.gpus_per_worker < 1 and torch.cuda.is_available():  # the rest is for other gangs
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(memory.fraction(config.gpus_per_worker, total))
+    meet()
     team = Team()
     return team, Workspace(team, prefix_store=config.prefix_store, boundaries=config.boundaries)
 

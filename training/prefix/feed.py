@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -183,8 +184,18 @@ class Frozen:
             # A matrix product that is cut up among other threads may round in another way.
             "threads": torch.get_num_threads() if on_cpu else 0,
             "products": library() if on_cpu else "torch",
+            "float32": _float32(on_cpu),
             "versions": [torch.__version__, transformers.__version__],
         }
+
+
+def _float32(on_cpu: bool) -> list[str | None]:
+    """What products of float32 are rounded to, by settings of the process and of the environment."""
+    backends: Any = torch.backends
+    products = (backends.mkldnn if on_cpu else backends.cuda).matmul
+    settings = (products.fp32_precision, backends.fp32_precision)
+    rounded = next((setting for setting in settings if setting != "none"), "ieee")
+    return [rounded, None if on_cpu else os.environ.get("NVIDIA_TF32_OVERRIDE")]
 
 
 @dataclass(kw_only=True)

@@ -74,7 +74,7 @@ def test_doctor_examines_that_cluster_with_the_sweep_that_lies_here(
     ("arguments", "said"),
     [
         (["run", "quickstart"], "thaw submit FILE"),
-        (["resume", "x"], "thaw submit FILE"),
+        (["resume", "x", "--storage", "s3://key:word@bucket"], "--storage: must not hold a user or password"),
         (["export", "x", "-o", "model"], "--output: is written by the cluster"),
         (["export", "x", "--output=./model"], "--output: is written by the cluster"),
         (["plan", "quickstart"], "--address"),

@@ -125,18 +125,21 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_submitted_sweep_is_followed_killed_and_finished(
+def test_a_submitted_sweep_is_followed_killed_finished_extended_paused_and_resumed(
     head: Head, sentences: Path, tmp_path: Path
 ) -> None:
     before = dict(os.environ)
     file = tmp_path / "sweep.yaml"
+    data = {name: tmp_path / f"{name}.jsonl" for name in ("train", "validation")}
+    for name, path in data.items():
+        shutil.copyfile(sentences / f"{name}.jsonl", path)
     raw = {
         "name": "far",
         "model": {"name": MODEL},
         "task": {"max_length": 32},
-        "data": {"train": str(sentences / "train.jsonl"), "validation": str(sentences / "validation.jsonl")},
+        "data": {name: str(path) for name, path in data.items()},
         "training": {"epochs": 1, "evaluations_per_epoch": 2, "batch_size": 16},
-        "parameters": {"learning_rate": {"values": [1e-4, 1e-3]}},
+        "parameters": {"learning_rate": {"values": [1e-4, 2e-4, 5e-4, 1e-3]}},
         "search": {
             "metric": {"name": "eval/accuracy", "goal": "maximize"},
             "sampler": "random",
@@ -183,6 +186,31 @@ def test_a_submitted_sweep_is_followed_killed_and_finished(
     assert [trial["state"] for trial in trials] == ["complete", "complete"]
     assert [trial["epochs"] for trial in trials] == [1.0, 1.0]
     assert (head.storage / "far" / "best" / "model.safetensors").exists()
+
+    # It goes on though nothing of it is left here, and Ray has forgotten what was sent.
+    for name in ("train", "validation"):
+        data[name].unlink()
+    file.unlink()
+    more = head.thaw("extend", "far", "--trials", "+2")
+    assert more.returncode == 0, more.stderr
+    assert f"go on with: thaw resume far --address {head.url}\n" in more.stdout
+    on = head.thaw("resume", "far", "--detach")
+    assert on.returncode == 0, on.stderr
+    before_pause = evaluations()
+    wait_for(lambda: evaluations() > before_pause, 240, "a further evaluation")
+    paused = head.thaw("pause", "far")
+    assert paused.returncode == 0, paused.stderr
+    ended = head.thaw("logs", "far", "-f")
+    assert ended.returncode == 130, ended.stdout + ended.stderr
+    assert f"paused; go on with: thaw resume far --address {head.url}\n" in ended.stdout
+    wrong = head.thaw("resume", "far", "--set", "search.seed=5")
+    assert wrong.returncode == 2
+    assert "search.seed" in wrong.stderr
+    finished = head.thaw("resume", "far")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "sweep far goes on" in finished.stderr
+    after = head.thaw("trials", "far", "--json")
+    assert [trial["state"] for trial in json.loads(after.stdout)] == ["complete"] * 4
 
     missing = head.thaw("trials", "near")
     assert missing.returncode == 2
