@@ -24,6 +24,7 @@ from torch import Tensor
 from training.config import TrialConfig
 from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest
 from training.optim import Slots
+from training.reach import patiently
 from training.store import DamagedFile, Place, describe, get_files
 from training.team import Team
 
@@ -128,7 +129,7 @@ def newest(
 
     Raises:
         CheckpointError: if there are only such as belong to another trial, model or data set.
-        StorageError: if the object store cannot be read.
+        OSError: if the object store, or the sweep's directory, is out of reach after all patience.
     """
     refused: list[CheckpointError] = []
     names: list[str] = []
@@ -137,7 +138,7 @@ def newest(
     for name in names if team is None else team.broadcast(names):
         found, failure = None, None
         try:
-            found = _open(directory, name, identity, remote)
+            found = _opened(directory, name, identity, remote)
         except CheckpointError as error:
             failure = error
         failures = [failure] if team is None else team.gather(failure)
@@ -157,9 +158,16 @@ def newest(
 def _names(directory: Path, remote: Place | None) -> list[str]:
     """What may be the checkpoints of a trial, the newest first."""
     if remote is None:
-        return sorted((path.name for path in directory.glob("step-*")), reverse=True)
+        names = patiently(directory, lambda: [path.name for path in directory.glob("step-*")])
+        return sorted(names, reverse=True)
     files = (name.partition("/") for name in remote.files())
     return sorted((name for name, _, file in files if file == MANIFEST), reverse=True)
+
+
+def _opened(directory: Path, name: str, identity: Identity, remote: Place | None) -> Checkpoint:
+    if remote is not None:
+        return _open(directory, name, identity, remote)
+    return patiently(directory, lambda: _open(directory, name, identity, None))
 
 
 def _open(directory: Path, name: str, identity: Identity, remote: Place | None) -> Checkpoint:

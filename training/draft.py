@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ from safetensors.torch import save_file
 
 from training.checkpoint import Checkpoint, Identity, State, Told
 from training.manifest import MANIFEST, text
+from training.reach import PATIENCE_S, patiently
 from training.store import Place, describe, patience_s
-
-# For a store that is away; a trial would be lost for nothing else.
-_PATIENCE_S = 900.0
-_LOOK_S = 0.5
 
 
 class Draft:
@@ -96,10 +92,10 @@ class Draft:
             }
         )
         if self._remote is not None:
-            (self._remote / MANIFEST).write(manifest.encode(), patience=patience_s(_PATIENCE_S))
+            (self._remote / MANIFEST).write(manifest.encode(), patience=patience_s(PATIENCE_S))
             shutil.rmtree(self._place, ignore_errors=True)
         else:
-            self._patiently(lambda: self._commit_here(manifest))
+            patiently(self.path.parent, lambda: self._commit_here(manifest))
         return Checkpoint(
             path=self.path,
             location=str(self._remote or self.path),
@@ -125,7 +121,7 @@ class Draft:
 
     def _write(self) -> None:
         try:
-            self._patiently(self._write_files)
+            patiently(self.path.parent, self._write_files)
         except BaseException as error:
             self._failure = error
 
@@ -139,21 +135,5 @@ class Draft:
                 raise OSError(f"{file}: cannot be written: {error}") from error
             self._files[file.name] = describe(file)
             if self._remote is not None:
-                (self._remote / file.name).upload(file, patience=patience_s(_PATIENCE_S))
+                (self._remote / file.name).upload(file, patience=patience_s(PATIENCE_S))
                 file.unlink()
-
-    def _patiently(self, call: Callable[[], None]) -> None:
-        """Call; where the sweep's directory is out of reach, as a share that is not mounted, when it is back.
-
-        It is never made anew: what is written then would lie in the way of the one that comes back.
-        """
-        above = self.path.parent.parent.parent  # SWEEP/trials/NUMBER/step-N
-        deadline = time.monotonic() + patience_s(_PATIENCE_S)
-        while True:
-            try:
-                os.stat(above)  # as what `call` makes on the way would hide that it is away
-                return call()
-            except OSError:
-                if os.path.isdir(above) or time.monotonic() > deadline:
-                    raise
-            time.sleep(_LOOK_S)

@@ -204,9 +204,19 @@ def test_a_directory_that_goes_away_is_waited_for_and_not_made_anew(
     assert [item.name for item in path.parent.iterdir()] == [path.name]
 
     sweep.rename(elsewhere)
+    back = threading.Timer(0.3, elsewhere.rename, [sweep])
+    back.start()
+    again = newest(path.parent, MINE)  # not as if there were none
+    back.join()
+    assert again is not None
+    assert again.path == path
+
+    sweep.rename(elsewhere)
     monkeypatch.setenv("THAW_STORAGE_PATIENCE_S", "0.1")
     with pytest.raises(FileNotFoundError, match="sweep"):
         Draft(path_of(path.parent, 6), state(6), rank=0, ranks=1, token="t").files()
+    with pytest.raises(FileNotFoundError, match="sweep"):
+        newest(path.parent, MINE)
     assert not sweep.exists()
 
 
