@@ -4,9 +4,9 @@
 
 The same fixed list of trials runs undisturbed, and then with one fault in each trial but the last, at a
 random moment after one of its evaluations: SIGKILL of a worker, of a whole raylet, of the process that holds
-the gang, of the driver; or a node taken away with notice. `--faults loss` is a raylet that no other takes the
-place of: with `--fewest` the gang goes on smaller. Prints what was seen as a table, or as JSON, and
-ends with exit code 1 where anything is not as it must be.
+the gang, of the driver; or a node taken away with notice. `--faults absence` is a raylet that no other takes
+the place of until the gang, with `--fewest`, has gone on smaller: then it grows again. Prints what was seen as a
+table, or as JSON, and ends with exit code 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
@@ -71,11 +71,18 @@ def raylet(cluster: Raylets, rng: random.Random) -> str:
     return f"raylet {pid}"
 
 
-def loss(cluster: Raylets, rng: random.Random) -> str:
-    """SIGKILL of the raylet under a worker, for good."""
-    pid = rng.choice(sorted(trainers(cluster).values()))
+def absence(cluster: Raylets, rng: random.Random) -> str:
+    """SIGKILL of the raylet under a worker; another node comes once the gang does with fewer workers."""
+    before = trainers(cluster)
+    pid = rng.choice(sorted(before.values()))
     cluster.lose(pid)
-    return f"raylet {pid} for good"
+
+    def come_back() -> None:
+        wait_for(lambda: trainers(cluster).keys() - before, 120, "a smaller gang")
+        cluster.add_node()
+
+    threading.Thread(target=come_back, daemon=True).start()
+    return f"raylet {pid} until the gang is smaller"
 
 
 def trainable(cluster: Raylets, rng: random.Random) -> str:
@@ -117,7 +124,7 @@ FAULTS: dict[str, Callable[[Raylets, random.Random], str]] = {
     "trainable": trainable,
     "driver": driver,
     "drain": drain,
-    "loss": loss,
+    "absence": absence,
 }
 
 
@@ -125,7 +132,7 @@ class Watch:
     """How many workers there were at a time, and which of the nodes the gangs' owners were on."""
 
     def __init__(self, cluster: Raylets) -> None:
-        self.sizes: set[int] = set()
+        self.sizes: list[int] = []
         self.owners_on: set[str] = set()
         self._cluster = cluster
         self._over = threading.Event()
@@ -144,7 +151,9 @@ class Watch:
 
         while not self._over.wait(0.5):
             kinds = {node["NodeID"]: (node.get("Labels") or {}) for node in ray.nodes()}
-            self.sizes.add(len(self._cluster.pids("ray::RayTrainWorker")))
+            size = len(self._cluster.pids("ray::RayTrainWorker"))
+            if self.sizes[-1:] != [size]:
+                self.sizes.append(size)
             for pid in self._cluster.pids("Trainable"):
                 with contextlib.suppress(OSError, KeyError):  # it has just ended
                     labels = kinds[self._cluster.node_of(parent(pid))]
@@ -245,7 +254,7 @@ def run(
         "victims": [blow.victim for blow in done],
         "repeated_examples": costs(done, sweep.repeated()),
         "left": left(cluster),
-        "sizes_after": sorted(watch.sizes),
+        "sizes_after": watch.sizes,
         "owners_on": sorted(watch.owners_on),
         "trials": [
             {
@@ -305,7 +314,7 @@ def complaints(run: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run it, and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    usual = ",".join(name for name in FAULTS if name != "loss")
+    usual = ",".join(name for name in FAULTS if name != "absence")
     parser.add_argument("--faults", default=usual, help="which, with commas between them")
     parser.add_argument("--times", type=int, default=3, help="how often each")
     parser.add_argument("--workers", type=int, default=2, help="workers of a gang")

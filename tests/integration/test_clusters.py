@@ -52,16 +52,17 @@ def test_a_node_is_lost_and_another_taken_away_with_notice(tmp_path: Path, cache
     assert any(run["repeated_examples"])  # a trial went on from a checkpoint
 
 
-def test_a_gang_that_comes_back_smaller_trains_the_same_and_spot_holds_no_owner(
+def test_a_gang_that_comes_back_smaller_and_grows_trains_the_same_and_spot_holds_no_owner(
     tmp_path: Path, cache: Path
 ) -> None:
-    """Two workers on two spot nodes, of which one is lost for good."""
+    """Two workers on two spot nodes, of which one is lost; after a while there is another."""
     gang = ("--workers", "2", "--fewest", "1", "--spare", "0", "--spot")
-    out = tmp_path / "loss.json"
-    found = bench("faults", "--faults", "loss", "--times", "1", *gang, out=out, cache=cache)
+    out = tmp_path / "absence.json"
+    found = bench("faults", "--faults", "absence", "--times", "1", *gang, out=out, cache=cache)
     [run] = found["runs"]
     assert run["complaints"] == []
     assert max(found["calm"]["sizes_after"]) == 2
-    assert 1 in run["sizes_after"]
+    course = run["sizes_after"]
+    assert 2 in course[course.index(1) :]
     assert run["owners_on"] == [""]  # the head, which has no label
     assert any(run["repeated_examples"])  # a trial went on from a checkpoint
