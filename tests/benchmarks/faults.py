@@ -5,8 +5,8 @@
 The same fixed list of trials runs undisturbed, and then with one fault in each trial but the last, at a
 random moment after one of its evaluations: SIGKILL of a worker, of a whole raylet, of the process that holds
 the gang, of the driver; or a node taken away with notice. `--faults absence` is a raylet that no other takes
-the place of until the gang, with `--fewest`, has gone on smaller: then it grows again. Prints what was seen as a
-table, or as JSON, and ends with exit code 1 where anything is not as it must be.
+the place of until the gang, with `--fewest`, has gone on smaller: then it grows again. Prints what was seen
+as a table, or as JSON, and ends with exit code 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
