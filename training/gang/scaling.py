@@ -6,6 +6,7 @@ one who asked has died. A gang's demand is its placement group alone, which goes
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 Resources = Mapping[str, float]
+_CALL_S = 1.0
 
 
 def room(nodes: Sequence[Resources], worker: Resources) -> int:
@@ -39,10 +41,27 @@ def draining() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
+def unreachable() -> set[str]:
+    """Ids of the nodes that are gone, though Ray counts them for some seconds more.
+
+    A gang that asked for their room would wait for a minute, until Ray Train gives up on it.
+    """
+    gone = set()
+    for node in ray.nodes():
+        if node["Alive"]:
+            try:
+                socket.create_connection(
+                    (node["NodeManagerAddress"], node["NodeManagerPort"]), _CALL_S
+                ).close()
+            except OSError:
+                gone.add(node["NodeID"])
+    return gone
+
+
 def free_nodes(held: Mapping[str, int], worker: Resources) -> list[Resources]:
     """What a gang could have on each node that lives: what is free there, and what it holds itself."""
     free = ray._private.state.available_resources_per_node()
-    going = draining()
+    going = draining() | unreachable()
     return [
         {name: amount + held.get(node, 0) * worker.get(name, 0.0) for name, amount in resources.items()}
         | {
