@@ -11,22 +11,26 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training.checksums import DamagedFile, describe, get_files
 from training.config import TrialConfig
 from training.manifest import MANIFEST, CheckpointError, DamagedCheckpoint, read_manifest
 from training.optim import Slots
 from training.reach import patiently
-from training.store import DamagedFile, Place, describe, get_files
+from training.store import Place
 from training.team import Team
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +138,11 @@ def newest(
     refused: list[CheckpointError] = []
     names: list[str] = []
     if team is None or team.leads:
-        names = _names(directory, remote)
+        names = _within_reach(directory, remote, partial(_names, directory, remote))
     for name in names if team is None else team.broadcast(names):
         found, failure = None, None
         try:
-            found = _opened(directory, name, identity, remote)
+            found = _within_reach(directory, remote, partial(_open, directory, name, identity, remote))
         except CheckpointError as error:
             failure = error
         failures = [failure] if team is None else team.gather(failure)
@@ -158,16 +162,14 @@ def newest(
 def _names(directory: Path, remote: Place | None) -> list[str]:
     """What may be the checkpoints of a trial, the newest first."""
     if remote is None:
-        names = patiently(directory, lambda: [path.name for path in directory.glob("step-*")])
-        return sorted(names, reverse=True)
+        return sorted((path.name for path in directory.glob("step-*")), reverse=True)
     files = (name.partition("/") for name in remote.files())
     return sorted((name for name, _, file in files if file == MANIFEST), reverse=True)
 
 
-def _opened(directory: Path, name: str, identity: Identity, remote: Place | None) -> Checkpoint:
-    if remote is not None:
-        return _open(directory, name, identity, remote)
-    return patiently(directory, lambda: _open(directory, name, identity, None))
+def _within_reach(directory: Path, remote: Place | None, call: Callable[[], T]) -> T:
+    """What `call` reads of a trial's checkpoints, waiting for them where they are out of reach."""
+    return patiently(directory, call) if remote is None else call()
 
 
 def _open(directory: Path, name: str, identity: Identity, remote: Place | None) -> Checkpoint:

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from training.checkpoint import Checkpoint, Identity, State, Told
+from training.checksums import describe
 from training.manifest import MANIFEST, text
 from training.reach import PATIENCE_S, patiently
-from training.store import Place, describe, patience_s
+from training.store import Place, patience_s
 
 
 class Draft:

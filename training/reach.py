@@ -35,7 +35,7 @@ def patiently(trial: Path, call: Callable[[], T]) -> T:
         try:
             os.stat(sweep)  # as what `call` makes on the way would hide that it is away
             return call()
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # as what is cut short is damaged for who reads it
             if os.path.isdir(sweep) or time.monotonic() > deadline:
                 raise
         time.sleep(_LOOK_S)

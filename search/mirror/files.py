@@ -17,7 +17,8 @@ from pathlib import Path
 
 from search.mirror.lease import leases
 from search.mirror.places import place_of
-from training.store import CHECKSUMS, DamagedFile, Place, digest, get_tree, put_tree
+from training.checksums import CHECKSUMS, DamagedFile, digest, get_tree, put_tree
+from training.store import Place
 
 INDEX = ".index.json"
 JOURNAL = "study.journal"

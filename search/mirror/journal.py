@@ -12,7 +12,8 @@ from pathlib import Path
 
 from search.mirror.lease import leases
 from search.mirror.places import place_of
-from training.store import DamagedFile, Place, patience_s
+from training.checksums import DamagedFile
+from training.store import Place, patience_s
 
 _PIECE_BYTES = 256 * 1024
 # Short: whoever writes the journal has patience of its own, in which work goes on.

@@ -28,7 +28,8 @@ from search.spec import SweepSpec, parse
 from search.trackers import JsonlTracker, Run
 from tests.conftest import REPOSITORY
 from tests.object_store import ObjectStore
-from training.store import DamagedFile, Place, StorageError
+from training.checksums import DamagedFile
+from training.store import Place, StorageError
 
 S3 = tuple[ObjectStore, str]
 METRIC = "eval/accuracy"

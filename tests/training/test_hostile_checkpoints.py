@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from training import checkpoint, manifest
 from training.checkpoint import CheckpointError, DamagedCheckpoint, Identity, State, Told
+from training.checksums import describe
 from training.draft import Draft
 from training.optim import Slots
-from training.store import describe
 
 IDENTITY = Identity(model="m", data="d", settings="s")
 WEIGHTS = "weights-00000-of-00001.safetensors"

@@ -15,9 +15,10 @@ import torch
 from tests.object_store import ObjectStore
 from training import checkpoint
 from training.checkpoint import DamagedCheckpoint, Identity, State, Told
+from training.checksums import DamagedFile, get_files, put_tree
 from training.draft import Draft
 from training.optim import Slots
-from training.store import DamagedFile, Place, StorageError, get_files, near, put_tree
+from training.store import Place, StorageError, near
 
 S3 = tuple[ObjectStore, str]
 
