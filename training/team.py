@@ -15,6 +15,15 @@ T = TypeVar("T")
 
 # A warm gang waits for its next trial as long as the sweep leaves it waiting.
 _PATIENCE = timedelta(days=30)
+# One may wait for storage that is away, for longer than NCCL's own ten minutes.
+JOINT_PATIENCE = timedelta(minutes=30)
+
+
+def join(store: dist.Store, *, rank: int, size: int) -> None:
+    """Make the process group of workers that find each other by `store`; waits until all are there."""
+    # Collectives run where the tensors are.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=JOINT_PATIENCE)
 
 
 class Team:
@@ -27,9 +36,7 @@ class Team:
     def __init__(self, device: torch.device | None = None) -> None:
         if not dist.is_initialized():
             os.environ.setdefault("LOCAL_RANK", "0")
-            # Collectives run where the tensors are.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            join(dist.HashStore(), rank=0, size=1)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         if device is None:

@@ -6,11 +6,8 @@ Ray's own way for torch has the processes that own and control a gang import tor
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 
 from ray.train.backend import Backend, BackendConfig
-
-_PATIENCE = timedelta(minutes=30)
 
 
 class _Sharing(Backend):
@@ -34,9 +31,11 @@ def meet() -> None:
     """
     import ray
     import torch
-    import torch.distributed as dist
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
+    from torch.distributed import TCPStore
+
+    from training.team import JOINT_PATIENCE, join
 
     context = get_context()
     rank, size, local = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
@@ -48,18 +47,15 @@ def meet() -> None:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if torch.cuda.is_available():
         torch.cuda.set_device(local)
     if size == 1:
         return
     # On a port that it has taken already: one that was only found to be free may be gone.
-    here, store = ray.util.get_node_ip_address(), None
+    hosted = None
+    host, port = ray.util.get_node_ip_address(), 0
     if rank == 0:
-        store = dist.TCPStore(here, 0, size, is_master=True, timeout=_PATIENCE, wait_for_workers=False)
-    host, port = broadcast_from_rank_zero((here, store.port) if store else ("", 0))
-    if store is None:
-        store = dist.TCPStore(host, port, size, is_master=False, timeout=_PATIENCE, wait_for_workers=False)
-    # Collectives run where the tensors are.
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        hosted = TCPStore(host, port, is_master=True, timeout=JOINT_PATIENCE)
+        port = hosted.port
+    host, port = broadcast_from_rank_zero((host, port))
+    join(hosted or TCPStore(host, port, timeout=JOINT_PATIENCE), rank=rank, size=size)

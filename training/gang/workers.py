@@ -59,11 +59,11 @@ def _ready(config: GangConfig) -> tuple[Team, Workspace]:
     from training.team import Team
     from training.workspace import Workspace
 
+    meet()
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
     if 0 < config.gpus_per_worker < 1 and torch.cuda.is_available():  # the rest is for other gangs
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(memory.fraction(config.gpus_per_worker, total))
-    meet()
     team = Team()
     return team, Workspace(team, prefix_store=config.prefix_store, boundaries=config.boundaries)
 
