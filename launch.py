@@ -54,7 +54,7 @@ def run(
     spec = loading.load(sweep, overrides)
     place = mirror.open_storage(storage)
     facts = preflight.check(spec)
-    _run(spec, facts, place, address, keep_data=keep_data)
+    _run(spec, facts, place, address, passing=Path(sweep).resolve().parent if keep_data else None)
 
 
 def resume(
@@ -85,12 +85,12 @@ def resume(
     if presence.driver() is not None and not overrides:
         life.go_on(name, storage)
         return
-    spec = loading.loads(loading.to_yaml(sweep.spec), overrides, source=name)
-    spec = keeping.found(spec, sweep.directory)
+    begun = keeping.kept(sweep.spec, sweep.directory)
+    spec = loading.loads(loading.to_yaml(begun), overrides, source=name)
     if as_job:
         presence.check()
         sweeps.check_name(spec, place)
-        jobs.resubmit(_packed(spec), storage)
+        jobs.resubmit(_packed(spec, sweep.directory.resolve()), storage)
     else:
         _run(spec, preflight.check(spec), place, address)
 
@@ -146,11 +146,11 @@ def _shape(spec: Any, gpus_per_worker: float | None = None) -> GangShape:
     )
 
 
-def _run(spec: Any, facts: Any, place: Path, address: str | None, *, keep_data: bool = False) -> None:
+def _run(spec: Any, facts: Any, place: Path, address: str | None, *, passing: Path | None = None) -> None:
     """Check that the sweep may run here, run what is left of it, and say what came of it.
 
     Args:
-        keep_data: the data lies here for as long as this process runs, and is to be kept with the sweep.
+        passing: a directory that will not last; data in it is to be kept with the sweep.
     """
     from cluster.admission import admitted
     from cluster.capacity import require_fit
@@ -196,8 +196,8 @@ def _run(spec: Any, facts: Any, place: Path, address: str | None, *, keep_data: 
                 )
                 fits = require_fit(possible_nodes(), shape)
                 made = sweeps.create(spec, place, facts)
-                if keep_data:
-                    keeping.keep(spec, made.directory)
+                if passing is not None:
+                    keeping.keep(spec, passing, made.directory)
                 from search import session  # Ray comes in here
 
                 try:
@@ -296,12 +296,12 @@ def _submission(sweep: str, overrides: list[str]) -> Submission:
     return _packed(loading.load(sweep, overrides))
 
 
-def _packed(spec: Any) -> Submission:
-    """A sweep as it is sent to a cluster."""
+def _packed(spec: Any, within: Path | None = None) -> Submission:
+    """A sweep as it is sent to a cluster, with the data that lies here, or only with what is `within`."""
     from cluster.jobs.package import Submission
     from search.portable import portable
 
-    text, files = portable(spec)
+    text, files = portable(spec, within)
     return Submission(name=spec.name, text=text, files=files)
 
 

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from search import mirror
-from search.portable import DATA, local_data
+from search.portable import DATA, named, portable
 from search.spec import SweepSpec
 
 
-def keep(spec: SweepSpec, directory: Path) -> None:
-    """Copy the data that lies on this machine into the sweep's `directory`, where it is not there yet.
+def keep(spec: SweepSpec, beside: Path, directory: Path) -> None:
+    """Copy data that lies in the directory of a sweep's file into the sweep's own, where it is not yet.
+
+    Args:
+        beside: the directory of the file. What lies elsewhere, as on a share, has a place that lasts.
+        directory: the sweep's.
 
     Raises:
         OSError: if it cannot be written.
     """
     fresh = False
-    for name, path in local_data(spec, gone=False).values():
+    for name, path in portable(spec, beside)[1].items():
         target = directory / name
         if target.exists():
             continue
@@ -38,17 +42,16 @@ def keep(spec: SweepSpec, directory: Path) -> None:
         mirror.put_directory(directory / DATA)
 
 
-def found(spec: SweepSpec, directory: Path) -> SweepSpec:
-    """The spec with data that is not where it was taken from what was kept in the sweep's `directory`.
+def kept(spec: SweepSpec, directory: Path) -> SweepSpec:
+    """The spec with the data that was kept in the sweep's `directory`, in place of what that was copied from.
 
     Raises:
-        ValueError: if what was kept is damaged.
+        ValueError: if it is damaged.
         OSError: if it cannot be read.
     """
-    away = local_data(spec, gone=True)
-    if not away:
-        return spec
     mirror.get_directory(directory / DATA)
-    there = {setting: directory / name for setting, (name, _) in away.items() if (directory / name).exists()}
-    places: dict[str, Any] = {setting: str(path.resolve()) for setting, path in there.items()}
-    return spec.model_copy(update={"data": replace(spec.data, **places)})
+    copies = {setting: directory / name for setting, (name, _) in named(spec).items()}
+    there: dict[str, Any] = {
+        setting: str(path.resolve()) for setting, path in copies.items() if path.exists()
+    }
+    return spec.model_copy(update={"data": replace(spec.data, **there)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -99,18 +99,18 @@ def forwarded(arguments: Sequence[str], read: Callable[[str, list[str]], Submiss
         return _resume(rest, address)
     if command not in _THERE:
         return None
+    from cluster.jobs.client import Jobs
     from cluster.jobs.package import SWEEP_FILE
 
     sent = None
+    storage = next(_values(rest, "--storage"), None)
     if command == "doctor":
         sweep, overrides, others = _taken_apart(rest, command)
         rest = [command, *([SWEEP_FILE] if sweep is not None else []), "--address", "auto", *others]
         sent = None if sweep is None else read(sweep, overrides)
     elif command == "export":
         _require_lasting(rest)
-    from cluster.jobs.client import Jobs
-
-    answer = Jobs(address).call(rest, sent)
+    answer = Jobs(address).call(rest, storage, sent)
     print(answer.out, end="")
     print(answer.err, end="", file=sys.stderr)
     return answer.code
@@ -132,7 +132,7 @@ def _resume(rest: Sequence[str], address: str) -> int:
     there = [part for part in rest if part != "--detach"]
     jobs = Jobs(address)
     jobs.check_environment()
-    answer = jobs.call([*there, "--as-job"])
+    answer = jobs.call([*there, "--as-job"], next(_values(rest, "--storage"), None))
     print(answer.out, end="", file=sys.stderr)
     print(answer.err, end="", file=sys.stderr)
     if answer.code != 0 or name is None or len(there) < len(rest) or not jobs.knows(name):
@@ -140,20 +140,32 @@ def _resume(rest: Sequence[str], address: str) -> int:
     return _follow(jobs, name, f"thaw logs {name} --address {address} -f")
 
 
+def _parts(arguments: Sequence[str], *options: str) -> Iterator[tuple[str | None, str]]:
+    """A command line's parts: with its name the value of one of `options`, which all take one; else None."""
+    parts = iter(arguments)
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if option in options:
+            yield option, value if equals else next(parts, "")
+        else:
+            yield None, part
+
+
+def _values(arguments: Sequence[str], *options: str) -> Iterator[str]:
+    """What a command line gives to `options`."""
+    return (value for option, value in _parts(arguments, *options) if option is not None)
+
+
 def _taken_apart(rest: Sequence[str], command: str) -> tuple[str | None, list[str], list[str]]:
     """The sweep that a command is given, its overrides, and all else that it is given."""
     sweep: str | None = None
     overrides: list[str] = []
     others: list[str] = []
-    parts = iter(rest[rest.index(command) + 1 :])
-    for part in parts:
-        option, equals, value = part.partition("=")
-        if option in ("--set", "--storage"):
-            value = value if equals else next(parts, "")
-            if option == "--set":
-                overrides.append(value)
-            else:
-                others += [option, value]
+    for option, part in _parts(rest[rest.index(command) + 1 :], "--set", "--storage"):
+        if option == "--set":
+            overrides.append(part)
+        elif option is not None:
+            others += [option, part]
         elif part.startswith("-") or sweep is not None:
             others.append(part)
         else:
@@ -169,9 +181,7 @@ def _require_no_password(parts: Sequence[str]) -> None:
 
 def _require_lasting(rest: Sequence[str]) -> None:
     """Check that what `export` writes there outlasts the job that writes it."""
-    pairs = zip(rest, [*rest[1:], ""], strict=True)
-    given = [value for option, value in pairs if option in ("-o", "--output")]
-    given += [part.partition("=")[2] for part in rest if part.startswith("--output=")]
+    given = _values(rest, "-o", "--output")
     if any("://" not in value and not value.startswith("/") for value in given):
         raise ValueError(
             "--output: is written by the cluster; give an s3:// or gs:// URI, or a path that is mounted there"
@@ -179,19 +189,12 @@ def _require_lasting(rest: Sequence[str]) -> None:
 
 
 def _without_address(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    rest: list[str] = []
-    address = None
-    parts = iter(arguments)
-    for part in parts:
-        option, equals, value = part.partition("=")
-        if option != "--address":
-            rest.append(part)
-            continue
-        value = value if equals else next(parts, "")
-        if not value.startswith(("http://", "https://")):
-            return list(arguments), None
-        address = value
-    return rest, address
+    """A command line without the address of a dashboard, and that."""
+    addresses = list(_values(arguments, "--address"))
+    if not all(address.startswith(("http://", "https://")) for address in addresses):
+        return list(arguments), None
+    rest = [part for option, part in _parts(arguments, "--address") if option is None]
+    return rest, addresses[-1] if addresses else None
 
 
 def _follow(jobs: Jobs, name: str, again: str) -> int:

@@ -14,9 +14,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from cluster.jobs import environment, remote
@@ -27,7 +26,9 @@ _STORAGE = 'THAW_STORAGE="${THAW_STORAGE:-$HOME/thaw-runs}"'
 # Ray ends a job's processes so long after it has asked them to end.
 _END_PATIENCE_S = "30"
 _ALIVE = ("PENDING", "RUNNING")
+# Options that reach the cluster from where the user is, for the hints of what runs there.
 _WAY = "THAW_REACHED_BY"
+# What Ray takes for the address before the one that it is given.
 _BEFORE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -71,7 +72,7 @@ class Jobs:
         needed = environment.needed()
         names = [environment.Requirement(text).name for text in needed]
         program = shlex.join(["python", "-c", environment.probe(names)])
-        output, _ = self._short(program, None)
+        output, _ = self._short(program, {})
         wrong = environment.problems(environment.read(output), needed)
         if wrong:
             lines = "\n".join(f"  {line}" for line in wrong)
@@ -92,21 +93,19 @@ class Jobs:
             time.sleep(_POLL_S)
         if earlier is not None and not _is_sweep(self._client.get_job_info(submission.name)):
             raise ValueError(
-                f"name: a job {submission.name!r} that is no sweep is on {self._address}; give this one "
-                f"another name with --set name=..."
+                f"name: a job {submission.name!r} that is no sweep is on the cluster; give this one another "
+                f"name with --set name=..."
             )
         if earlier in _ALIVE:
             raise ValueError(
-                f"name: sweep {submission.name!r} is running on {self._address}; see "
-                f"`thaw logs {submission.name} --address {self._address} -f`, or give this one another name "
-                f"with --set name=..."
+                f"name: sweep {submission.name!r} is running on the cluster; see `thaw logs "
+                f"{submission.name} {self._way(None)} -f`, or give this one another name with --set name=..."
             )
         if earlier is not None:
             self._client.delete_job(submission.name)  # it has ended; the ledger is what counts
-        where = "" if storage is None else f" --storage {shlex.quote(storage)}"
         command = (
             f"{_STORAGE} python -m cluster.jobs.supervise "
-            f"python launch.py run {SWEEP_FILE}{where} --address auto --keep-data"
+            f"python launch.py run {SWEEP_FILE}{_option(storage)} --address auto --keep-data"
         )
         with tempfile.TemporaryDirectory() as staged:
             stage(Path(staged), submission)
@@ -118,7 +117,7 @@ class Jobs:
                     "env_vars": {
                         "RAY_JOB_STOP_WAIT_TIME_S": _END_PATIENCE_S,
                         "PYTHONUNBUFFERED": "1",
-                        **self._way_here(storage),
+                        **self._environment(storage),
                     },
                 },
                 metadata={"thaw": "sweep"},
@@ -157,10 +156,13 @@ class Jobs:
             )
         return str(self._client.get_job_logs(name))
 
-    def call(self, arguments: Sequence[str], sent: Submission | None = None) -> remote.Answer:
+    def call(
+        self, arguments: Sequence[str], storage: str | None = None, sent: Submission | None = None
+    ) -> remote.Answer:
         """Run a command of Thaw on the cluster's head, with the storage as it is seen there.
 
         Args:
+            storage: what `arguments` say of it.
             sent: a sweep whose file is to be beside it.
 
         Raises:
@@ -169,7 +171,9 @@ class Jobs:
         with tempfile.TemporaryDirectory() as staged:
             stage(Path(staged), sent)
             program = f"{_STORAGE} {shlex.join(['python', '-m', 'cluster.jobs.remote', *arguments])}"
-            output, message = self._short(program, staged, self._way_here(_storage_of(arguments)))
+            output, message = self._short(
+                program, {"working_dir": staged, "env_vars": self._environment(storage)}
+            )
         answer = remote.read(output)
         if answer is None:
             raise OSError(f"the command could not be run on {self._address}: {message or output[-300:]}")
@@ -179,23 +183,22 @@ class Jobs:
         """Whether there is a sweep's job of this name."""
         return self._status(name) is not None and _is_sweep(self._client.get_job_info(name))
 
-    def _way_here(self, storage: str | None) -> dict[str, str]:
-        """The environment that lets a command there name the options that reach it from here."""
-        if self._address == "auto":
-            return {_WAY: os.environ[_WAY]} if _WAY in os.environ else {}
+    def _way(self, storage: str | None) -> str:
+        """The options by which a command reaches the cluster from where the user is."""
+        if self._address == "auto":  # we are there, on the user's behalf
+            return os.environ.get(_WAY, "")
         if "@" in self._address:  # a password
-            return {}
-        given = "" if storage is None else f" --storage {shlex.quote(storage)}"
-        return {_WAY: f"--address {self._address}{given}"}
+            return ""
+        return f"--address {self._address}{_option(storage)}"
 
-    def _short(
-        self, program: str, working_dir: str | None, environment: Mapping[str, str] = MappingProxyType({})
-    ) -> tuple[str, str]:
+    def _environment(self, storage: str | None) -> dict[str, str]:
+        """What lets a command there say how it is reached."""
+        way = self._way(storage)
+        return {_WAY: way} if way else {}
+
+    def _short(self, program: str, runtime: dict[str, Any]) -> tuple[str, str]:
         """A job that is waited for and forgotten: what it printed, and Ray's message."""
         name = f"thaw-{uuid.uuid4().hex[:12]}"
-        runtime: dict[str, Any] = {"env_vars": dict(environment)}
-        if working_dir is not None:
-            runtime["working_dir"] = working_dir
         self._client.submit_job(entrypoint=program, submission_id=name, runtime_env=runtime)
         try:
             while self._status(name) in _ALIVE:
@@ -227,18 +230,13 @@ class Jobs:
         return code if code in (1, 2, 130) else 1
 
 
-def _storage_of(arguments: Sequence[str]) -> str | None:
-    """What a command is given as `--storage`."""
-    for part, after in zip(arguments, [*arguments[1:], None], strict=True):
-        option, equals, value = part.partition("=")
-        if option == "--storage":
-            return value if equals else after
-    return None
+def _option(storage: str | None) -> str:
+    return "" if storage is None else f" --storage {shlex.quote(storage)}"
 
 
 @contextlib.contextmanager
 def _obeyed(address: str) -> Iterator[None]:
-    """Let Ray take the address that it is given: variables of the environment come first for it."""
+    """Let Ray take the address that it is given, whatever the environment says."""
     if address == "auto":
         yield
         return

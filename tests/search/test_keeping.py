@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from search import mirror
-from search.keeping import found, keep
+from search.keeping import keep, kept
 from search.loading import load
 from search.mirror import open_storage, places
+from search.portable import portable
 from search.spec import SweepSpec
 from tests.cli import write_sweep
 from tests.object_store import ObjectStore
-from training.store import DamagedFile, Place
+from training.checksums import DamagedFile
+from training.store import Place
 
 
 def sent(directory: Path) -> tuple[SweepSpec, dict[Path, bytes]]:
@@ -27,16 +29,15 @@ def test_data_that_is_gone_is_taken_from_where_it_was_kept(tmp_path: Path) -> No
     spec, contents = sent(tmp_path)
     sweep = tmp_path / "runs" / "sweep"
     sweep.mkdir(parents=True)
-    keep(spec, sweep)
-    assert found(spec, sweep) == spec  # what was named is there
+    keep(spec, tmp_path, sweep)
     train, validation = contents
     train.write_text("other")
-    keep(spec, sweep)  # by a driver that was started again: what is there counts
-    train.unlink()
-    again = found(spec, sweep)
+    keep(spec, tmp_path, sweep)  # by a driver that was started again: what is there counts
+    again = kept(spec, sweep)
     assert again.data.train == str(sweep / "data" / "train.jsonl")
+    assert again.data.validation == str(sweep / "data" / "validation.jsonl")
     assert Path(again.data.train).read_bytes() == contents[train]
-    assert again.data.validation == str(validation)
+    assert Path(again.data.validation).read_bytes() == contents[validation]
     assert sorted(path.name for path in (sweep / "data").iterdir()) == ["train.jsonl", "validation.jsonl"]
 
 
@@ -47,19 +48,25 @@ def test_a_data_set_directory_is_kept_whole(tmp_path: Path) -> None:
     spec = load(str(write_sweep(tmp_path, data=data)))
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    keep(spec, sweep)
+    keep(spec, tmp_path, sweep)
     (tmp_path / "reviews").rename(tmp_path / "away")
-    again = found(spec, sweep)
+    again = kept(spec, sweep)
     assert again.data.name == str(sweep / "data" / "name")
     assert (sweep / "data" / "name" / "train.jsonl").read_text() == "{}"
     assert again.data.train == "train"
 
 
-def test_what_nobody_kept_stays_as_it_is_named(tmp_path: Path) -> None:
-    spec, contents = sent(tmp_path)
-    for path in contents:
-        path.unlink()
-    assert found(spec, tmp_path / "sweep") == spec
+def test_what_lies_on_a_share_stays_there(tmp_path: Path) -> None:
+    share, job, sweep = tmp_path / "share", tmp_path / "job", tmp_path / "sweep"
+    for directory in (share, job, sweep):
+        directory.mkdir()
+    spec, contents = sent(share)
+    keep(spec, job, sweep)
+    assert not list(sweep.iterdir())
+    assert kept(spec, sweep) == spec
+    text, files = portable(spec, within=sweep)  # nor is it sent again
+    assert files == {}
+    assert all(str(path) in text for path in contents)
 
 
 def test_a_bucket_keeps_it_and_tells_what_was_altered(s3: tuple[ObjectStore, str], tmp_path: Path) -> None:
@@ -67,7 +74,7 @@ def test_a_bucket_keeps_it_and_tells_what_was_altered(s3: tuple[ObjectStore, str
     spec, contents = sent(tmp_path)
     directory = open_storage(uri) / "sweep"
     directory.mkdir()
-    keep(spec, directory)
+    keep(spec, tmp_path, directory)
     mirror.push_changes(directory)
     place = Place.parse(uri) / "sweep"
     assert set(place.files()) == {"data/checksums.json", "data/train.jsonl", "data/validation.jsonl"}
@@ -75,13 +82,13 @@ def test_a_bucket_keeps_it_and_tells_what_was_altered(s3: tuple[ObjectStore, str
         path.unlink()
 
     places._mirrors.clear()  # another machine
-    again = found(spec, open_storage(uri) / "sweep")
+    again = kept(spec, open_storage(uri) / "sweep")
     assert Path(again.data.train).read_bytes() == next(iter(contents.values()))
     (place / "data" / "train.jsonl").write(b"altered")
     places._mirrors.clear()
     with pytest.raises(DamagedFile, match=r"train\.jsonl: contents do not match"):
-        found(spec, open_storage(uri) / "sweep")
+        kept(spec, open_storage(uri) / "sweep")
     (place / "data" / "checksums.json").write(b'{"../../escaped": {}}')
     places._mirrors.clear()
     with pytest.raises(ValueError, match="leads out"):
-        found(spec, open_storage(uri) / "sweep")
+        kept(spec, open_storage(uri) / "sweep")

@@ -30,7 +30,13 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         def __init__(self, address: str) -> None:
             assert address == HERE
 
-        def call(self, arguments: Sequence[str], sweep: Submission | None = None) -> Answer:
+        def check_environment(self) -> None:
+            pass
+
+        def call(
+            self, arguments: Sequence[str], storage: str | None = None, sweep: Submission | None = None
+        ) -> Answer:
+            assert (storage is not None) == any("--storage" in part for part in arguments)
             found.append((list(arguments), sweep))
             return Answer(code=1, out="out", err="err")
 
@@ -53,6 +59,16 @@ def test_what_reads_or_steers_is_run_there(thaw: Thaw, sent: Sent, arguments: li
         ended = thaw(*address, *arguments)
         assert (ended.code, ended.out, ended.err) == (1, "out", "err")
     assert sent == [(arguments, None)] * 2
+
+
+def test_resume_goes_on_there_as_a_job(thaw: Thaw, sent: Sent) -> None:
+    arguments = ["resume", "x", "--set", "search.trials=9", "--storage", "s3://b/p"]
+    ended = thaw(*arguments, "--detach", "--address", HERE)
+    assert ended.code == 1
+    assert sent == [([*arguments, "--as-job"], None)]
+    here = thaw("resume", "x", "--detach")
+    assert here.code == 2
+    assert "--detach: needs the --address" in here.err
 
 
 def test_doctor_examines_that_cluster_with_the_sweep_that_lies_here(

@@ -47,7 +47,8 @@ class Head:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(REPOSITORY / "launch.py"), *map(str, args), "--address", self.url],
-            env={**self.environment, "WANDB_API_KEY": PLANTED, **changed},
+            # Ray would go by its own variable, and not by the address that is given.
+            env={**self.environment, "WANDB_API_KEY": PLANTED, "RAY_ADDRESS": "127.0.0.1:9", **changed},
             capture_output=True,
             text=True,
             timeout=timeout_s,
