@@ -241,11 +241,13 @@ def _conclude(
     table = leaderboard.table(study.trials(), metric.name, metric.goal, title=spec.name, width=screen.width)
     screen.print(table)
     if interrupted:
-        screen.print(f"interrupted; go on with: thaw resume {spec.name}{where(place)}", highlight=False)
+        hint = f"interrupted; go on with: thaw resume {spec.name}{where(place)}"
+        screen.print(hint, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     if outcome is not None and outcome.wanted in (Wanted.PAUSE, Wanted.CANCEL):
         state = "paused" if outcome.wanted is Wanted.PAUSE else "cancelled"
-        screen.print(f"{state}; go on with: thaw resume {spec.name}{where(place)}", highlight=False)
+        hint = f"{state}; go on with: thaw resume {spec.name}{where(place)}"
+        screen.print(hint, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     if outcome is not None and outcome.wanted is not Wanted.RUN:
         screen.print(f"stopped before its last trial: {outcome.reason}", highlight=False, soft_wrap=True)

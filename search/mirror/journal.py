@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from search.mirror.lease import leases
@@ -18,6 +19,9 @@ from training.store import Place, patience_s
 _PIECE_BYTES = 256 * 1024
 # Short: whoever writes the journal has patience of its own, in which work goes on.
 _PATIENCE_S = 10.0
+
+# A piece that is put again while it is read comes as neither of the two: clients ask for its size first.
+_TRIES = 4
 
 _journals: dict[Path, JournalMirror] = {}
 
@@ -99,16 +103,33 @@ def pull_journal(path: Path) -> None:
         return
     place = place_of(path)
     assert place is not None
-    whole, starts, size = b"", list[int](), 0
-    for name in place.children():
-        head, _, data = (place / name).read().partition(b"\n")
-        if name != f"{len(whole):015d}" or hashlib.sha256(data).hexdigest().encode() != head:
-            raise DamagedFile(f"{place / name}: a piece of the journal is missing or was altered")
-        starts.append(len(whole))
-        whole, size = whole + data, len(data)
-    mirror.seen(starts, len(whole), size)
-    if starts:
+    pieces = _pieces(place)
+    starts = [start for start, _ in pieces]
+    whole = b"".join(data for _, data in pieces)
+    mirror.seen(starts, len(whole), len(pieces[-1][1]) if pieces else 0)
+    if pieces:
         Place(str(path)).write(whole)
+
+
+def _pieces(place: Place) -> list[tuple[int, bytes]]:
+    """Where each piece of a journal in the store starts, and what it holds."""
+    for attempt in range(_TRIES):
+        time.sleep(0.25 * attempt)
+        found, end = list[tuple[int, bytes]](), 0
+        wrong = None
+        for name in place.children():
+            try:
+                head, _, data = (place / name).read().partition(b"\n")
+            except FileNotFoundError:  # cut back meanwhile
+                head, data = b"", b""
+            if name != f"{end:015d}" or hashlib.sha256(data).hexdigest().encode() != head:
+                wrong = place / name
+                break
+            found.append((end, data))
+            end += len(data)
+        if wrong is None:
+            return found
+    raise DamagedFile(f"{wrong}: a piece of the journal is missing or was altered")
 
 
 def replace_journal(path: Path) -> None:

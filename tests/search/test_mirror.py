@@ -220,6 +220,29 @@ def test_journal_pieces(s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
         sweeps.find("small", open_storage(uri))
 
 
+@pytest.mark.parametrize("what", ["the old size", "gone"])
+def test_a_journal_that_is_written_while_it_is_read(
+    s3: S3, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    _, uri = s3
+    sweeps.create(spec, open_storage(uri)).open().ask()
+    another_machine()
+    read, cut = Place.read, list[Place]()
+
+    def meanwhile(place: Place) -> bytes:
+        data = read(place)
+        if "/study.journal/" not in str(place) or len(cut) == 2:
+            return data
+        cut.append(place)
+        if what == "gone":
+            raise FileNotFoundError(str(place))
+        return data[:-10]
+
+    monkeypatch.setattr(Place, "read", meanwhile)
+    assert len(sweeps.find("small", open_storage(uri)).read().trials()) == 1
+    assert len(cut) == 2
+
+
 def test_files_go_there_when_they_change_and_are_checked_when_they_come_back(s3: S3, tmp_path: Path) -> None:
     server, uri = s3
     directory = open_storage(uri) / "sweep"
