@@ -32,6 +32,7 @@ def switches_s(events: list[dict[str, object]]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_quickstart_finds_a_good_model(tmp_path: Path, cache: Path) -> None:
     began = time.monotonic()
     done = subprocess.run(
@@ -39,7 +40,6 @@ def test_quickstart_finds_a_good_model(tmp_path: Path, cache: Path) -> None:
         env={**os.environ, "THAW_CACHE": str(cache)},
         capture_output=True,
         text=True,
-        timeout=1500,
         check=False,
     )
     print(done.stdout, f"{time.monotonic() - began:.0f} s")
