@@ -9,7 +9,7 @@ import time
 import traceback
 import uuid
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
@@ -21,6 +21,7 @@ from training.gang.messages import (
     Greeting,
     Order,
     Regroup,
+    Word,
     one_line,
 )
 from training.reporter import Course, Evaluation, Progress, Verdict
@@ -82,10 +83,10 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
     gc.freeze()
     session = team.broadcast(uuid.uuid4().hex if team.leads else None)
     pids, nodes = zip(*team.gather((os.getpid(), ray.get_runtime_context().get_node_id())), strict=True)
-    if team.leads:
-        ray.get(channel.tell.remote(session, Greeting(worker_pids=pids, nodes=nodes)))
+    greeting: Greeting | None = Greeting(worker_pids=pids, nodes=nodes)
     while True:
-        order = team.broadcast(ray.get(channel.next_order.remote(session)) if team.leads else None)
+        order = team.broadcast(_next_order(channel, session, greeting) if team.leads else None)
+        greeting = None
         if order is None:
             return
         assert isinstance(order, Order), order
@@ -126,6 +127,16 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
         log.debug("trial %d ended", order.trial)
         if team.leads:
             ray.get(channel.tell.remote(session, news))
+
+
+def _next_order(channel: Any, session: str, greeting: Greeting | None) -> Word:
+    """What to do next: nothing, where the gang was closed before its workers had started."""
+    try:
+        if greeting is not None:
+            ray.get(channel.tell.remote(session, greeting))
+        return cast(Word, ray.get(channel.next_order.remote(session)))
+    except ray.exceptions.RayActorError:
+        return None
 
 
 @dataclass
