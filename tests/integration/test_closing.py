@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 import ray
 
 from tests.processes import wait_for
 from training.gang import Gang, GangConfig
 
 
+@pytest.mark.slow
 def test_a_gang_that_is_closed_at_once_gives_its_room_back(
     ray_nodes: Sequence[Mapping[str, float]], tmp_path: Path
 ) -> None:

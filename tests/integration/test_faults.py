@@ -49,14 +49,8 @@ def alive(name: str) -> list[int]:
     return [actor.pid for actor in actors if name in actor.class_name and actor.pid]
 
 
-@pytest.mark.parametrize(
-    ("victim", "workers"),
-    [
-        pytest.param("TrainWorker", 1, marks=pytest.mark.slow),
-        pytest.param("TrainWorker", 2, marks=pytest.mark.slow),
-        ("Trainable", 2),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "workers"), [("TrainWorker", 1), ("TrainWorker", 2), ("Trainable", 2)])
 def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
     make_spec: Make, run_sweep: Run, plainly: Plainly, tmp_path: Path, victim: str, workers: int
 ) -> None:
