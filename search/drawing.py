@@ -82,7 +82,7 @@ def draw(
     for at, point in enumerate(points):
         sampler = make_sampler(config, derived_seed(seed, number, "sampler"), suggest)
         params = drafted(sampler, point)
-        if repeats(params) is None:
+        if drawing.duplicates == "allow" or repeats(params) is None:
             return Drawn(params=params, sampler=sampler, point=at)
     redrawn = 0
     for sampler in _samplers(config, seed, number, suggest):

@@ -135,7 +135,7 @@ def _next_order(channel: Any, session: str, greeting: Greeting | None) -> Word:
         if greeting is not None:
             ray.get(channel.tell.remote(session, greeting))
         return cast(Word, ray.get(channel.next_order.remote(session)))
-    except ray.exceptions.RayActorError:
+    except ray.exceptions.ActorDiedError:
         return None
 
 

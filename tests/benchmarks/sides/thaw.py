@@ -54,7 +54,8 @@ def results(job: Job, folder: Path) -> list[dict[str, float]]:
     found = []
     for record in Study.read(folder / "runs" / NAME / "study.journal").trials():
         task = job.tasks[record.number]
-        if record.seed != task.seed or record.params["unfreezing.schedule"] != task.schedule:
+        drawn = [record.params[name] for name in ("unfreezing.schedule", "learning_rate", "batch_size")]
+        if record.seed != task.seed or drawn != [task.schedule, task.learning_rate, task.batch_size]:
             raise RuntimeError(f"trial {record.number} is not that of the job: {record.params}")
         if record.last is None:
             raise RuntimeError(f"trial {record.number} {record.state}: {record.error}")
