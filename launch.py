@@ -240,12 +240,8 @@ def _conclude(
     study = made.read()
     table = leaderboard.table(study.trials(), metric.name, metric.goal, title=spec.name, width=screen.width)
     screen.print(table)
-    if interrupted:
-        hint = f"interrupted; go on with: thaw resume {spec.name}{where(place)}"
-        screen.print(hint, highlight=False, soft_wrap=True)
-        raise typer.Exit(130)
-    if outcome is not None and outcome.wanted in (Wanted.PAUSE, Wanted.CANCEL):
-        state = "paused" if outcome.wanted is Wanted.PAUSE else "cancelled"
+    left = {Wanted.PAUSE: "paused", Wanted.CANCEL: "cancelled"}.get(outcome.wanted) if outcome else None
+    if state := "interrupted" if interrupted else left:
         hint = f"{state}; go on with: thaw resume {spec.name}{where(place)}"
         screen.print(hint, highlight=False, soft_wrap=True)
         raise typer.Exit(130)

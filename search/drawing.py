@@ -77,17 +77,19 @@ def draw(
         return plain_values(suggest(view.draw(sampler, fixed)))
 
     def repeats(params: Mapping[str, Any]) -> TrialRecord | None:
+        if drawing.duplicates == "allow":
+            return None
         return repeated(trials, known, drawing.identity(params))
 
     for at, point in enumerate(points):
         sampler = make_sampler(config, derived_seed(seed, number, "sampler"), suggest)
         params = drafted(sampler, point)
-        if drawing.duplicates == "allow" or repeats(params) is None:
+        if repeats(params) is None:
             return Drawn(params=params, sampler=sampler, point=at)
     redrawn = 0
     for sampler in _samplers(config, seed, number, suggest):
         params = drafted(sampler, {})
-        same = None if drawing.duplicates == "allow" else repeats(params)
+        same = repeats(params)
         if same is None:
             return Drawn(params=params, sampler=sampler, redrawn=redrawn)
         if drawing.duplicates == "reuse" and same.state.finished:

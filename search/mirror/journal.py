@@ -113,23 +113,26 @@ def pull_journal(path: Path) -> None:
 
 def _pieces(place: Place) -> list[tuple[int, bytes]]:
     """Where each piece of a journal in the store starts, and what it holds."""
-    for attempt in range(_TRIES):
-        time.sleep(0.25 * attempt)
-        found, end = list[tuple[int, bytes]](), 0
-        wrong = None
-        for name in place.children():
-            try:
-                head, _, data = (place / name).read().partition(b"\n")
-            except FileNotFoundError:  # cut back meanwhile
-                head, data = b"", b""
-            if name != f"{end:015d}" or hashlib.sha256(data).hexdigest().encode() != head:
-                wrong = place / name
-                break
-            found.append((end, data))
-            end += len(data)
-        if wrong is None:
-            return found
-    raise DamagedFile(f"{wrong}: a piece of the journal is missing or was altered")
+    for attempt in range(1, _TRIES):
+        try:
+            return _pieces_now(place)
+        except DamagedFile:  # put again, or cut back, meanwhile
+            time.sleep(0.25 * attempt)
+    return _pieces_now(place)
+
+
+def _pieces_now(place: Place) -> list[tuple[int, bytes]]:
+    found, end = list[tuple[int, bytes]](), 0
+    for name in place.children():
+        try:
+            head, _, data = (place / name).read().partition(b"\n")
+        except FileNotFoundError:
+            head, data = b"", b""
+        if name != f"{end:015d}" or hashlib.sha256(data).hexdigest().encode() != head:
+            raise DamagedFile(f"{place / name}: a piece of the journal is missing or was altered")
+        found.append((end, data))
+        end += len(data)
+    return found
 
 
 def replace_journal(path: Path) -> None:

@@ -172,15 +172,15 @@ def test_allowed(tmp_path: Path) -> None:
     assert all(t.same_as is None for t in trials)
 
 
-def test_a_point_that_is_given_twice_is_tried_twice_where_that_is_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("duplicates", "times"), [("allow", 3), ("redraw", 1), ("reuse", 1)])
+def test_a_point_is_tried_as_often_as_it_is_given_where_that_is_allowed(
+    tmp_path: Path, duplicates: str, times: int
+) -> None:
     point = {"batch_size": 16, "unfreezing.schedule": "head"}
-    for duplicates, times in (("allow", 3), ("redraw", 1)):
-        spec = spec_of(duplicates=duplicates, points=[point] * 3, sampler="random")
-        first = run(Sweep(spec=spec, directory=tmp_path / duplicates).open(), 3)
-        assert [t.params for t in first[:times]] == [point] * times
-        assert len({t.seed for t in first}) == 3
-        if duplicates == "redraw":
-            assert all(t.params != point for t in first[1:])
+    spec = spec_of(duplicates=duplicates, points=[point] * 3, sampler="random")
+    ours = [t for t in run(Sweep(spec=spec, directory=tmp_path).open(), 3) if t.same_as is None]
+    assert [t.params == point for t in ours] == [number < times for number in range(len(ours))]
+    assert len({t.seed for t in ours}) == len(ours) >= times
 
 
 def test_a_running_trial_is_not_drawn_again(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 import traceback
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,10 +84,11 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
     gc.freeze()
     session = team.broadcast(uuid.uuid4().hex if team.leads else None)
     pids, nodes = zip(*team.gather((os.getpid(), ray.get_runtime_context().get_node_id())), strict=True)
-    greeting: Greeting | None = Greeting(worker_pids=pids, nodes=nodes)
+    if team.leads:
+        with suppress(ray.exceptions.ActorDiedError):  # then there is no order either
+            ray.get(channel.tell.remote(session, Greeting(worker_pids=pids, nodes=nodes)))
     while True:
-        order = team.broadcast(_next_order(channel, session, greeting) if team.leads else None)
-        greeting = None
+        order = team.broadcast(_next_order(channel, session) if team.leads else None)
         if order is None:
             return
         assert isinstance(order, Order), order
@@ -129,11 +131,9 @@ def _obey(config: GangConfig, channel: Any, team: Team, workspace: Workspace) ->
             ray.get(channel.tell.remote(session, news))
 
 
-def _next_order(channel: Any, session: str, greeting: Greeting | None) -> Word:
+def _next_order(channel: Any, session: str) -> Word:
     """What to do next: nothing, where the gang was closed before its workers had started."""
     try:
-        if greeting is not None:
-            ray.get(channel.tell.remote(session, greeting))
         return cast(Word, ray.get(channel.next_order.remote(session)))
     except ray.exceptions.ActorDiedError:
         return None
