@@ -1,13 +1,15 @@
 """How near a sweep comes to what the machine's matrix products allow, and where the rest goes.
 
-    python -m tests.benchmarks.limit [--workload w1] [--trials 24] [--examples 1000] [--out FILE]
+    python -m tests.benchmarks.limit [--workload w1] [--trials 24] [--examples 1000]
+        [--processes 4 --gpus 0.25] [--out FILE]
 
 Runs a workload of `sweep_speed` under Thaw from a cold start. What it had to compute are the products of the
 suffixes, forward and backward on real tokens, and one pass of the frozen blocks over all examples; divided by
-the rate of the same products alone, on all cores at once, that is the time which no sweep could go below.
-The rest of the wall-clock, times the number of gangs, is put down to its causes: by the times in the sweep's
-`metrics.jsonl` between trials, and within them by what `training.timing` measures of each kind of phase, in
-as many processes at once. The two are measured in different runs, so a difference is left; it is shown.
+the rate of the same products alone, on all cores at once (with --gpus by all processes on their GPU), that is
+the time which no sweep could go below. The rest of the wall-clock, times the number of gangs, is put down to
+its causes: by the times in the sweep's `metrics.jsonl` between trials, and within them by what
+`training.timing` measures of each kind of phase, in as many processes at once. The two are measured in
+different runs, so a difference is left; it is shown.
 """
 
 from __future__ import annotations
@@ -163,33 +165,37 @@ def rate(given: Job, tokens: float) -> float:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.processes, mp_context=spawn) as pool:
         begin = time.time() + 10.0  # once all have their libraries
-        asked = [
-            pool.submit(_multiply, *sizes(given), rows, given.precision, begin)
-            for _ in range(given.processes)
-        ]
+        asked = [pool.submit(_multiply, *sizes(given), rows, given, begin) for _ in range(given.processes)]
         return float(np.mean([one.result() for one in asked]))
 
 
-def _multiply(hidden: int, inner: int, rows: Sequence[int], precision: str, begin: float) -> float:
+def _multiply(hidden: int, inner: int, rows: Sequence[int], given: Job, begin: float) -> float:
     import torch
 
     torch.set_num_threads(1)
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    dtype = torch.float32 if given.precision == "fp32" else torch.bfloat16
+    device = torch.device("cuda" if given.gpus else "cpu")
+    finished = torch.cuda.synchronize if given.gpus else lambda: None
     # Query, key, value and output; in and out of the feed-forward part: as many products of each a block.
     shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
     cases = []
     for count in rows:
         for into, out in shapes:
-            x, w, g = (torch.randn(*size, dtype=dtype) for size in ((count, into), (out, into), (count, out)))
+            x, w, g = (
+                torch.randn(*size, dtype=dtype, device=device)
+                for size in ((count, into), (out, into), (count, out))
+            )
             cases += [(x, w.T), (g, w), (g.T, x)]  # forward, gradient by the input, by the weights
     operations = sum(2.0 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in cases)
     for a, b in cases:
         a @ b
+    finished()
     time.sleep(max(0.0, begin - time.time()))
     began, turns = time.perf_counter(), 0
     while time.perf_counter() - began < _MATMUL_S:
         for a, b in cases:
             a @ b
+        finished()
         turns += 1
     return turns * operations / (time.perf_counter() - began)
 
@@ -279,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=250)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--gpus", type=float, default=0.0, help="what each process has of a GPU")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
@@ -289,9 +296,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         validated=asked.validation,
         precision=asked.precision,
         processes=asked.processes,
+        gpus=asked.gpus,
         model=asked.model,
     )
-    before = machine()
+    before = machine(gpu=asked.gpus > 0)
     with tempfile.TemporaryDirectory(prefix="thaw-limit-") as temporary:
         folder = Path(temporary)
         print("the sweep ...", file=sys.stderr, flush=True)
@@ -304,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         per_second = rate(given, float(data.train.lengths.mean()))
         print("the parts of a trial ...", file=sys.stderr, flush=True)
         store = loads((sweep / "sweep.yaml").read_text()).resources.prefix_store
-        costs = probe(config, shapes(given), store=store, processes=given.processes, cpus=1, gpu=False).costs
+        costs = probe(
+            config, shapes(given), store=store, processes=given.processes, cpus=1, gpu=given.gpus > 0
+        ).costs
     done = work(given, data)
     spent = account(
         given,
@@ -342,10 +352,12 @@ def _config(sweep: Path) -> TrialConfig:
 def table(found: dict[str, Any]) -> str:
     """The figures for people."""
     per_second, gangs = found["gigaflops_per_second"]
+    where = found["machine"].get("gpu")
+    who, place = ("process", where) if where else ("core", f"{gangs} cores of {found['machine']['cpu']}")
     lines = [
         f"{found['workload']} in {found['precision']}, {found['trials']} trials of {found['examples']} "
-        f"sentences: {found['seconds']:.1f} s from a cold start, {gangs} cores of {found['machine']['cpu']}",
-        f"{found['gigaflops']:.0f} GFLOP needed, {per_second:.1f} GFLOP/s a core with all at it: "
+        f"sentences: {found['seconds']:.1f} s from a cold start, {gangs} gangs, {place}",
+        f"{found['gigaflops']:.0f} GFLOP needed, {per_second:.1f} GFLOP/s a {who} with all at it: "
         f"{100 * found['reached']:.0f} % of what these allow (target {100 * found['target']:.0f} %)",
     ]
     for name, share in found["shares"].items():

@@ -9,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 
-def machine() -> dict[str, Any]:
-    """What a bench runs on, and how busy that is as yet."""
+def machine(*, gpu: bool = False) -> dict[str, Any]:
+    """What a bench runs on, and how busy that is as yet.
+
+    Args:
+        gpu: name the GPU too.
+    """
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     memory = Path("/proc/meminfo").read_text().splitlines()
-    return {
+    found: dict[str, Any] = {
         "cpu": next((line.partition(": ")[2] for line in cpus if line.startswith("model name")), "unknown"),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(next(int(line.split()[1]) for line in memory if "MemTotal" in line) / 1e6, 1),
         "load": list(os.getloadavg()),
     }
+    if gpu:
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def tell(found: Mapping[str, Any], out: Path | None, table: str | None = None) -> None:

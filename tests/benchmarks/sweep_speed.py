@@ -1,15 +1,16 @@
 """How long a whole sweep takes: Thaw, the documented stack, and the strongest plain rival.
 
     python -m tests.benchmarks.sweep_speed [--workloads w1 w2 w3] [--precision fp32 bf16]
-        [--sides stack trainer thaw] [--trials 24] [--examples 1000] [--out FILE]
+        [--sides stack trainer thaw] [--trials 24] [--examples 1000] [--processes 4 --gpus 0.25] [--out FILE]
 
 Every side runs the same fixed list of trials (`workloads.py`): MiniLM-L6 for one epoch over the first
 1,000 bundled movie sentences, batch 16 and 32, evaluated once, none stopped early; w1 mixes head, top-1,
 top-2, gradual and full, w2 has the first three, w3 full alone. Sides are in `sides/`, each a process of its
-own that runs as many trials at a time as there are cores, one thread each. The clock runs from a cold start
-to the end of the process: loading and Thaw's building of its store count, and so do the checkpoints that it
-writes and exports, and the rivals do not. Sides run one after another. With --out each finished side is kept,
-and a run that was cut off goes on after it. Wants an idle machine, and an hour for all of fp32.
+own that runs as many trials at a time as there are cores, one thread each; with --gpus each trial has that
+share of a GPU. The clock runs from a cold start to the end of the process: loading and Thaw's building of its
+store count, and so do the checkpoints that it writes and exports, and the rivals do not. Sides run one after
+another. With --out each finished side is kept, and a run that was cut off goes on after it. Wants an idle
+machine, and an hour and a half for all of fp32 on two cores.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def row(workload: str, given: Job, sides: dict[str, dict[str, Any]]) -> dict[str
         "precision": given.precision,
         "seconds": {side: sides[side]["seconds"] for side in sides},
         "ratios": {},
-        "targets": TARGETS[workload] if given.precision == "fp32" else {},
+        "targets": TARGETS[workload] if given.precision == "fp32" and not given.gpus else {},
         # Of training without any overhead: how many times more a rival that pads nothing computes.
         "bound": round(least.rival / least.thaw, 2),
         "accuracy": {side: round(mean(t["accuracy"] for t in sides[side]["trials"]), 4) for side in sides},
@@ -164,9 +165,10 @@ def row(workload: str, given: Job, sides: dict[str, dict[str, Any]]) -> dict[str
 def table(found: dict[str, Any]) -> str:
     """The figures for people."""
     machine = found["machine"]
+    where = machine.get("gpu", f"{machine['cores']} cores of {machine['cpu']}")
     lines = [
-        f"{found['trials']} trials, 1 epoch over {found['examples']} sentences; {machine['cores']} cores of "
-        f"{machine['cpu']}; seconds from a cold start, Thaw's accuracy less the rival's",
+        f"{found['trials']} trials, 1 epoch over {found['examples']} sentences; {where}; seconds from a cold "
+        "start, Thaw's accuracy less the rival's",
         f"{'':>8} {'stack':>8} {'Trainer':>8} {'Thaw':>8} {'stack/Thaw':>16} {'Trainer/Thaw':>16} "
         f"{'bound':>6} {'accuracy':>9} {'- stack':>9} {'- Trainer':>9}",
     ]
@@ -204,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=250, help="sentences that trials are measured on")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--gpus", type=float, default=0.0, help="what each process has of a GPU")
     parser.add_argument("--model", default=MODEL, help="a BERT, as model.name of a sweep")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that one side may take")
     parser.add_argument(
@@ -214,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if asked.out and asked.out.exists():
         kept = json.loads(asked.out.read_text())["kept"]
     found: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine(gpu=asked.gpus > 0),
         "trials": asked.trials,
         "examples": asked.examples,
         "rows": [],
@@ -229,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 validated=asked.validation,
                 precision=precision,
                 processes=asked.processes,
+                gpus=asked.gpus,
                 model=asked.model,
             )
             sides = {}

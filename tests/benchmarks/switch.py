@@ -1,6 +1,6 @@
 """How long a trial takes to start, cold and on a warm gang, under Thaw and under the documented stack.
 
-    python -m tests.benchmarks.switch [--trials 20] [--rival 3] [--out FILE]
+    python -m tests.benchmarks.switch [--trials 20] [--rival 3] [--gpu] [--out FILE]
 
 Thaw runs a sweep of MiniLM-L6 on the bundled movie sentences as its command line does: driver, ledger, Ray
 Tune, one gang of one worker, schedules in turn, one short epoch each. A switch is from the end of one trial
@@ -10,7 +10,8 @@ are left out of the switches: that is paid once for all trials of a node.
 
 The documented stack is a Tune function that builds a `TorchTrainer` for each trial, whose worker loads
 tokenizer, data and model, initialises DeepSpeed ZeRO-2 and trains; DeepSpeed's shared-memory operator, which
-it would compile at first, is left out in its favour. Both run one trial at a time on one core.
+it would compile at first, is left out in its favour. Both run one trial at a time on one core, or with --gpu
+on a GPU.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def summary(starts: Sequence[Start]) -> dict[str, Any]:
     }
 
 
-def thaw(trials: int, place: Path) -> list[Mark]:
+def thaw(trials: int, place: Path, gpus: int = 0) -> list[Mark]:
     """Run a sweep by the command line, in this process; what was marked."""
     import launch
 
@@ -140,6 +141,7 @@ def thaw(trials: int, place: Path) -> list[Mark]:
             "unfreezing": {"schedule": "head"},
         },
         parameters={"unfreezing.schedule": {"values": list(SCHEDULES)}, "learning_rate": {"values": [1e-4]}},
+        resources={"gpus_per_worker": gpus},
         search={
             "trials": len(SCHEDULES) + 1 + trials,
             "duplicates": "allow",
@@ -155,13 +157,13 @@ def thaw(trials: int, place: Path) -> list[Mark]:
     return read(place / "marks")
 
 
-def documented(trials: int, place: Path) -> list[Mark]:
+def documented(trials: int, place: Path, gpus: int = 0) -> list[Mark]:
     """The documented stack's trials, one after the other; what was marked."""
     import ray
     from ray import tune
 
     raw = small_sweep(place, "rival")
-    settings = {"train": raw["data"]["train"], "storage": str(place / "ray")}
+    settings = {"train": raw["data"]["train"], "storage": str(place / "ray"), "gpus": gpus}
     os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
     with marking(place / "marks"):
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -186,14 +188,20 @@ def _trial(config: dict[str, Any]) -> None:
     TorchTrainer(
         _worker,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=1, use_gpu=config["gpus"] > 0, resources_per_worker=_resources(config["gpus"])
+        ),
         run_config=RunConfig(name=f"trial-{config['number']}", storage_path=config["storage"]),
     ).fit()
 
 
+def _resources(gpus: int) -> dict[str, float]:
+    return {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
+
+
 def _worker(config: dict[str, Any]) -> None:
     """Fine-tune all of MiniLM for an epoch of short batches, under DeepSpeed ZeRO-2."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = "cuda" if config["gpus"] else "cpu"
     mark(f"worker of trial {config['number']} started")
     import deepspeed
     import torch
@@ -229,6 +237,7 @@ def _worker(config: dict[str, Any]) -> None:
         },
     )
     mark("engine built")
+    texts, labels = texts.to(engine.device), labels.to(engine.device)
     for first in range(0, len(rows), 16):
         cut = slice(first, first + 16)
         loss = engine(
@@ -237,6 +246,8 @@ def _worker(config: dict[str, Any]) -> None:
         engine.backward(loss)
         engine.step()
         if not first:
+            if config["gpus"]:
+                torch.cuda.synchronize()
             mark("step done")
     mark(f"trial {config['number']} ended")
 
@@ -283,16 +294,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--rival", type=int, default=3, help="warm trials of the documented stack; 0: leave it out"
     )
+    parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     parser.add_argument("--out", type=Path, default=None, help="also write the JSON there")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    found: dict[str, Any] = {"target_s": TARGET_S, "machine": machine()}
+    found: dict[str, Any] = {"target_s": TARGET_S, "machine": machine(gpu=options.gpu)}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         os.environ.setdefault("THAW_CACHE", str(place / "cache"))
         (place / "thaw").mkdir()
         began = time.monotonic()
-        marks = thaw(options.trials, place / "thaw")
+        marks = thaw(options.trials, place / "thaw", int(options.gpu))
         warm = switches(marks, without=len(SCHEDULES))
         found |= {
             "thaw warm": summary(warm),
@@ -302,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
         if options.rival:
             (place / "rival").mkdir()
-            cold, rest = rival_starts(documented(options.rival + 1, place / "rival"))
+            cold, rest = rival_starts(documented(options.rival + 1, place / "rival", int(options.gpu)))
             found |= {"documented cold": asdict(cold), "documented warm": summary(rest)}
             found["ratio"] = {
                 "warm": found["documented warm"]["median_s"] / found["thaw warm"]["median_s"],

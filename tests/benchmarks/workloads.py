@@ -84,6 +84,8 @@ class Job:
     precision: str
     processes: int
     """That train at a time, one thread each."""
+    gpus: float
+    """What each of them has of a GPU; 0 for training on the CPU."""
     tasks: tuple[Task, ...]
 
     @property
@@ -104,6 +106,7 @@ def job(
     validated: int,
     precision: str,
     processes: int,
+    gpus: float = 0.0,
     model: str = MODEL,
 ) -> Job:
     """The job of a workload."""
@@ -121,6 +124,7 @@ def job(
         max_length=64,
         precision=precision,
         processes=processes,
+        gpus=gpus,
         tasks=tuple(
             _task(n, kinds[n % len(kinds)], n // len(kinds), num_blocks, examples) for n in range(trials)
         ),
@@ -203,7 +207,11 @@ def sweep_file(given: Job, name: str) -> dict[str, Any]:
             "duplicates": "allow",
             "seed": SEED,
         },
-        "resources": {"workers": 1, "max_concurrent": given.processes},
+        "resources": {
+            "workers": 1,
+            "max_concurrent": given.processes,
+            "gpus_per_worker": given.gpus,
+        },
         "tracking": {"wandb": None},
     }
 

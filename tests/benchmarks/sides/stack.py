@@ -23,7 +23,9 @@ from tests.benchmarks.workloads import Job, Task, parse
 def work(config: dict[str, Any]) -> None:
     """A worker's function: one trial from its libraries to its accuracy."""
     began = time.perf_counter()
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    job: Job = config["job"]
+    task: Task = config["task"]
+    os.environ["DS_ACCELERATOR"] = "cuda" if job.gpus else "cpu"
     import deepspeed
     import numpy as np
     import ray.train
@@ -35,8 +37,6 @@ def work(config: dict[str, Any]) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.set_num_threads(1)
     plain.quiet()
-    job: Job = config["job"]
-    task: Task = config["task"]
     model = plain.model(job, task.seed)
     padded = {"padding": "max_length"}
     train, validation = (plain.rows(job, split, **padded) for split in ("train", "validation"))
@@ -53,13 +53,16 @@ def work(config: dict[str, Any]) -> None:
             plain.thaw(model, starts[step])
             engine = _engine(deepspeed, model, job, task, step, warmup, total)
             model.train()
-        loss = engine(**batch).loss
+        loss = engine(**_to(engine.device, batch)).loss
         engine.backward(loss)
         engine.step()
     model.eval()
     with torch.no_grad():
         loader = DataLoader(validation, plain.EVALUATED_TOGETHER, collate_fn=_collate)
-        found = [(engine(**batch).logits.float().numpy(), batch["labels"].numpy()) for batch in loader]
+        found = [
+            (engine(**_to(engine.device, batch)).logits.float().cpu().numpy(), batch["labels"].numpy())
+            for batch in loader
+        ]
     logits, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     seconds = time.perf_counter() - began
     ray.train.report({"accuracy": plain.accuracy(logits, labels), "seconds": seconds})
@@ -106,6 +109,10 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
+def _to(device: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def drive(config: dict[str, Any]) -> None:
     """Tune's function: builds and fits a trainer."""
     from ray.train import RunConfig, ScalingConfig
@@ -115,7 +122,11 @@ def drive(config: dict[str, Any]) -> None:
     TorchTrainer(
         work,
         train_loop_config=config["trial"],
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=config["gpus"] > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": config["gpus"]} if config["gpus"] else {})},
+        ),
         run_config=RunConfig(storage_path=config["storage"], callbacks=[TuneReportCallback()]),
     ).fit()
 
@@ -131,7 +142,7 @@ def run(job: Job) -> list[dict[str, float]]:
         trials = [{"job": job, "task": task} for task in job.tasks]
         grid = tune.Tuner(
             tune.with_resources(drive, {"CPU": 0.01}),  # the workers have the cores
-            param_space={"trial": tune.grid_search(trials), "storage": storage},
+            param_space={"trial": tune.grid_search(trials), "storage": storage, "gpus": job.gpus},
             tune_config=tune.TuneConfig(max_concurrent_trials=job.processes),
             run_config=tune.RunConfig(storage_path=storage, verbose=0),
         ).fit()

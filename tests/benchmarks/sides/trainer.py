@@ -69,7 +69,7 @@ def train(job: Job, task: Task) -> dict[str, float]:
                 weight_decay=job.defaults.weight_decay,
                 optim="adamw_torch_fused",
                 bf16=job.precision == "bf16",
-                use_cpu=True,
+                use_cpu=job.gpus == 0,
                 report_to=[],
                 eval_strategy="epoch",
                 save_strategy="no",
