@@ -222,8 +222,9 @@ def measure(
 ) -> dict[str, Any]:
     """All figures."""
     torch.set_num_threads(1)
-    team, before = Team(), machine()
-    device = torch.cuda.get_device_name(team.device) if team.device.type == "cuda" else before["cpu"]
+    team = Team()
+    before = machine(gpu=team.device.type == "cuda")
+    device = before.get("gpu", before["cpu"])
     spawned = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     with scratch() as cache, spawned as rival:
         stored = Workspace(team, cache)

@@ -10,7 +10,7 @@ own that runs as many trials at a time as there are cores, one thread each; with
 share of a GPU. The clock runs from a cold start to the end of the process: loading and Thaw's building of its
 store count, and so do the checkpoints that it writes and exports, and the rivals do not. Sides run one after
 another. With --out each finished side is kept, and a run that was cut off goes on after it. Wants an idle
-machine, and an hour and a half for all of fp32 on two cores.
+machine, and well over an hour for all of fp32 on two cores.
 """
 
 from __future__ import annotations

@@ -47,6 +47,15 @@ def test_workloads_are_what_they_are_said_to_be(workload: str, kinds: dict[str, 
     assert [point["unfreezing.schedule"] for point in spec.search.points] == [t.schedule for t in given.tasks]
 
 
+def test_a_share_of_a_gpu_reaches_the_sweep(tiny: str) -> None:
+    given = job(
+        "w1", trials=2, examples=96, validated=40, precision="bf16", processes=4, gpus=0.25, model=tiny
+    )
+    resources = parse(sweep_file(given, "bench")).resources
+    assert (resources.gpus_per_worker, resources.max_concurrent) == (0.25, 4)
+    assert parse(sweep_file(make("w1", tiny), "bench")).resources.gpus_per_worker == 0
+
+
 def test_rivals_thaw_what_the_schedule_says(tiny: str) -> None:
     stages = make("w1", tiny).tasks[3].stages
     assert [stage.start for stage in stages] == [0, 1, 2, 3]
