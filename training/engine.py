@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from training.config import TrainingConfig
 from training.homes import Homes
+from training.masters import Masters
 from training.optim import Group, Slots
 from training.optimizers import OPTIMIZERS, Optimizer
 from training.team import Team
 from training.transfer import release
-from training.zero import deepspeed_settings
+from training.zero import deepspeed_settings, has_masters, is_plain
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -88,6 +89,11 @@ class Engine:
         }
         shapes = {name: tensor.shape for name, tensor in originals.items()}
         self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._masters: Masters | None = None
+        if has_masters(training, team.size):
+            self._masters = Masters(module, compute_dtype(training.precision))
+            parameters = {name: self._masters.of(parameters[name]) for name in originals}
+            self._names |= {id(parameter): name for name, parameter in parameters.items()}
         kind = OPTIMIZERS[training.optimizer]
         grouped = [
             {
@@ -106,7 +112,7 @@ class Engine:
             ),
             dist_init_required=False,
         )
-        plain = self._engine.optimizer is self._optimizer
+        plain = is_plain(training, team.size)
         if plain and team.size == 1:
             # There is nobody to average with, and it would copy all gradients there and back for it.
             self._engine.enable_backward_allreduce = False
@@ -146,6 +152,8 @@ class Engine:
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss, scale_wrt_gas=False)
+        if self._masters is not None:
+            self._masters.collect()
 
     def step(self, lr_factor: float) -> None:
         """One optimizer step at `lr_factor` times the groups' learning rates.
@@ -163,6 +171,8 @@ class Engine:
             if "loss scale already at minimum" in str(error):
                 raise GradientOverflow("gradients overflow fp16 at the smallest loss scale") from error
             raise
+        if self._masters is not None:
+            self._masters.spread()
 
     @property
     def skipped_steps(self) -> int:
@@ -202,6 +212,8 @@ class Engine:
         self._optimizer.state.clear()
         self._optimizer.param_groups.clear()
         self._homes.clear()
+        if self._masters is not None:
+            self._masters.clear()
         self._scaler = None
         self._trained.clear()
         # ZeRO-3 notes every module that it makes an engine of, and every coordinator, for good.

@@ -160,7 +160,7 @@ def _find(
         name = names[id(parameter)]
         return Home(name=name, shape=shapes[name], start=start, master=master, flat=flat, offset=offset)
 
-    if optimizer is base:  # stage 0 in fp32: the parameters themselves
+    if optimizer is base:  # stage 0 in fp32: the parameters themselves; in bf16 alone: `training.masters`
         for group in base.param_groups:
             for parameter in group["params"]:
                 yield home(parameter, 0, parameter.data.view(-1), parameter, 0)

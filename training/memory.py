@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from training.config import ModelConfig, TaskConfig, TrainingConfig
 from training.schedules import Phase
-from training.zero import bucket_numel, effective_stage
+from training.zero import bucket_numel, effective_stage, has_masters
 
 if TYPE_CHECKING:
     from training.blocks import Blocks
@@ -302,6 +302,9 @@ def _gradients(training: TrainingConfig, stage: int, thawed: int, bucket: int, w
     element = _ELEMENT_BYTES[training.precision]
     own, whole, part = element * thawed, _FP32 * thawed, _FP32 * thawed // workers
     several, low = workers > 1, training.precision != "fp32"
+    if has_masters(training, workers):
+        # Those of a micro-batch are there until they are added to the masters'.
+        return _Gradients(always=0, made=whole, bucket=0, copies=own)
     if stage == 0:
         average = element * min(thawed, _ALLREDUCE_NUMEL)
         return _Gradients(always=0, made=own, bucket=0, copies=max(average, whole if low else 0))

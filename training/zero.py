@@ -21,8 +21,22 @@ def effective_stage(training: TrainingConfig, workers: int) -> int:
     stage = training.zero.stage
     if training.precision == "fp16":
         return max(stage, 1)
-    alone = workers == 1 and training.precision == "fp32" and training.zero.offload == "none"
+    alone = workers == 1 and training.zero.offload == "none"
     return 0 if alone and stage < 3 else stage
+
+
+def has_masters(training: TrainingConfig, workers: int) -> bool:
+    """Whether fp32 weights lie beside the module, and DeepSpeed is told of no low precision.
+
+    See `training.masters`.
+    """
+    return training.precision == "bf16" and workers == 1 and effective_stage(training, workers) == 0
+
+
+def is_plain(training: TrainingConfig, workers: int) -> bool:
+    """Whether DeepSpeed steps by the optimizer that it is given, on whole fp32 tensors."""
+    whole = effective_stage(training, workers) == 0
+    return whole and (training.precision == "fp32" or has_masters(training, workers))
 
 
 def bucket_numel(shapes: Iterable[Sequence[int]]) -> int:
@@ -42,9 +56,9 @@ def deepspeed_settings(
         # The caller scales its losses and marks the last micro-batch: batches differ in size.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # In fp32 at stage 0 gradients are whole on every rank when they are clipped, by the caller:
-        # DeepSpeed would have all ranks agree on their norm, and copy a number to the device for it.
-        "gradient_clipping": 0.0 if training.precision == "fp32" and stage == 0 else training.max_grad_norm,
+        # Plain gradients are whole on every rank when they are clipped, by the caller: DeepSpeed
+        # would have all ranks agree on their norm, and copy a number to the device for it.
+        "gradient_clipping": 0.0 if is_plain(training, workers) else training.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -59,7 +73,7 @@ def deepspeed_settings(
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     if training.zero.offload == "parameters":
         settings["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    if training.precision == "bf16":
+    if training.precision == "bf16" and not has_masters(training, workers):
         settings["bf16"] = {"enabled": True}
     if training.precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 16}

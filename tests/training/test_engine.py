@@ -26,9 +26,9 @@ from training.zero import effective_stage
     ("stage", "precision", "workers", "effective"),
     [
         *((stage, "fp32", 2, stage) for stage in range(4)),
-        *((stage, "bf16", 1, stage) for stage in range(4)),
-        *((stage, "fp32", 1, 0) for stage in range(3)),
-        (3, "fp32", 1, 3),
+        *((stage, "bf16", 2, stage) for stage in range(4)),
+        *((stage, precision, 1, 0) for stage in range(3) for precision in ("fp32", "bf16")),
+        *((3, precision, 1, 3) for precision in ("fp32", "bf16")),
         # DeepSpeed's stage 0 forgets to scale the loss in fp16.
         (0, "fp16", 1, 1),
         (0, "fp16", 2, 1),

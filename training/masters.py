@@ -1,0 +1,60 @@
+"""fp32 weights beside a module that computes in bf16, where a worker has nobody to share them with.
+
+DeepSpeed's optimizers for low precisions are made to shard: alone as well they copy, reduce and check
+gradients one tensor at a time, which takes longer than a small model's step. Here it is one call for all.
+After Micikevicius et al. 2018; bf16 has fp32's range, and needs no loss scale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+
+class Masters:
+    """The fp32 tensors that the optimizer of a module trains in the place of its own.
+
+    Args:
+        module: what computes. Its parameters are cast to `dtype`; buffers stay as they are.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._low: list[Parameter] = []
+        self._full: list[Parameter] = []
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                self._low.append(parameter)
+                self._full.append(Parameter(parameter.data.float()))  # what is fp32 already moves over
+            parameter.data = parameter.data.to(dtype)
+        self._places = {id(parameter): index for index, parameter in enumerate(self._low)}
+
+    def of(self, parameter: Parameter) -> Parameter:
+        """The master of a thawed parameter of the module, in fp32 and of its shape."""
+        return self._full[self._places[id(parameter)]]
+
+    def collect(self) -> None:
+        """Add the gradients that a backward pass left in the module to the masters', and clear them."""
+        there = [pair for pair in zip(self._low, self._full, strict=True) if pair[0].grad is not None]
+        fresh = [pair for pair in there if pair[1].grad is None]
+        grown = [pair for pair in there if pair[1].grad is not None]
+        for _, full in fresh:
+            full.grad = torch.empty_like(full)
+        if fresh:
+            torch._foreach_copy_([full.grad for _, full in fresh], [low.grad for low, _ in fresh])
+        if grown:
+            torch._foreach_add_([full.grad for _, full in grown], [low.grad for low, _ in grown])
+        for low, _ in there:
+            low.grad = None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Round the masters into the module, and clear their gradients."""
+        torch._foreach_copy_(self._low, self._full)
+        for full in self._full:
+            full.grad = None
+
+    def clear(self) -> None:
+        """Let go of all of it."""
+        self._low.clear()
+        self._full.clear()
