@@ -2,13 +2,13 @@
 
 DeepSpeed's optimizers for low precisions are made to shard: alone as well they copy, reduce and check
 gradients one tensor at a time, which takes longer than a small model's step. Here it is one call for all.
-After Micikevicius et al. 2018; bf16 has fp32's range, and needs no loss scale.
+After Micikevicius et al. 2018; bf16 has fp32's range, and needs neither loss scale nor search for overflow.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 
@@ -33,24 +33,28 @@ class Masters:
         """The master of a thawed parameter of the module, in fp32 and of its shape."""
         return self._full[self._places[id(parameter)]]
 
+    @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients that a backward pass left in the module to the masters', and clear them."""
-        there = [pair for pair in zip(self._low, self._full, strict=True) if pair[0].grad is not None]
-        fresh = [pair for pair in there if pair[1].grad is None]
-        grown = [pair for pair in there if pair[1].grad is not None]
-        for _, full in fresh:
-            full.grad = torch.empty_like(full)
-        if fresh:
-            torch._foreach_copy_([full.grad for _, full in fresh], [low.grad for low, _ in fresh])
-        if grown:
-            torch._foreach_add_([full.grad for _, full in grown], [low.grad for low, _ in grown])
-        for low, _ in there:
+        fresh: list[tuple[Tensor, Tensor]] = []
+        grown: list[tuple[Tensor, Tensor]] = []
+        for low, full in zip(self._low, self._full, strict=True):
+            if low.grad is None:
+                continue
+            if full.grad is None:
+                full.grad = torch.empty_like(full)
+                fresh.append((full.grad, low.grad))
+            else:
+                grown.append((full.grad, low.grad))
             low.grad = None
+        for pairs, operation in ((fresh, torch._foreach_copy_), (grown, torch._foreach_add_)):
+            if pairs:
+                operation([full for full, _ in pairs], [low for _, low in pairs])
 
     @torch.no_grad()
     def spread(self) -> None:
         """Round the masters into the module, and clear their gradients."""
-        torch._foreach_copy_(self._low, self._full)
+        torch._foreach_copy_([*self._low], [*self._full])
         for full in self._full:
             full.grad = None
 

@@ -32,10 +32,11 @@ import numpy as np
 from search.loading import loads
 from search.spec import trial_settings
 from search.trackers.jsonl import FILE
+from tests.benchmarks.jobs import Job
 from tests.benchmarks.results import machine, tell
 from tests.benchmarks.sides.thaw import NAME
 from tests.benchmarks.sweep_speed import measure
-from tests.benchmarks.workloads import WORKLOADS, Job, job
+from tests.benchmarks.workloads import WORKLOADS, job
 from tests.conftest import MODEL
 from training.batches import WIDTH_MULTIPLE, epoch_batches, width
 from training.config import ModelConfig, TrialConfig

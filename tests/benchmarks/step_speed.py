@@ -19,11 +19,12 @@ import gc
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def trainer_epoch(config: TrialConfig, cache: Path, thawed: int, clock_name: str
                 clock.began, clock.first = now, state.global_step
             clock.last, clock.seconds = state.global_step, now - clock.began
 
-    with tempfile.TemporaryDirectory() as directory:
+    # It prints how long it took, where JSON is to come.
+    with tempfile.TemporaryDirectory() as directory, redirect_stdout(sys.stderr):
         Trainer(
             model=model,
             args=TrainingArguments(

@@ -29,9 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.jobs import Job, dump
 from tests.benchmarks.raylets import Marked
 from tests.benchmarks.results import machine
-from tests.benchmarks.workloads import WORKLOADS, Job, arithmetic, dump, job, mean
+from tests.benchmarks.workloads import WORKLOADS, arithmetic, job, mean
 from tests.conftest import MODEL, REPOSITORY
 from tests.processes import cpu_s
 

@@ -8,32 +8,30 @@ Tune, one gang of one worker, schedules in turn, one short epoch each. A switch 
 connection to Ray to the first step of all. Trials that fill the prefix store (the first of each schedule)
 are left out of the switches: that is paid once for all trials of a node.
 
-The documented stack is a Tune function that builds a `TorchTrainer` for each trial, whose worker loads
-tokenizer, data and model, initialises DeepSpeed ZeRO-2 and trains; DeepSpeed's shared-memory operator, which
-it would compile at first, is left out in its favour. Both run one trial at a time on one core, or with --gpu
-on a GPU.
+The documented stack (`sides/stack.py`) trains all of the model on as many sentences. Both run one trial at a
+time on one core, or with --gpu on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.benchmarks.marks import Mark, mark, marking, read
+from tests.benchmarks.marks import Mark, marking, read
 from tests.benchmarks.raylets import small_sweep
 from tests.benchmarks.results import machine, tell
-from tests.conftest import MODEL
+from tests.benchmarks.sides import stack
+from tests.benchmarks.workloads import job
 
 TARGET_S = 0.3
 SCHEDULES = ("head", "top", "gradual", "full")
@@ -159,97 +157,15 @@ def thaw(trials: int, place: Path, gpus: int = 0) -> list[Mark]:
 
 def documented(trials: int, place: Path, gpus: int = 0) -> list[Mark]:
     """The documented stack's trials, one after the other; what was marked."""
-    import ray
-    from ray import tune
-
-    raw = small_sweep(place, "rival")
-    settings = {"train": raw["data"]["train"], "storage": str(place / "ray"), "gpus": gpus}
+    given = job(
+        "w3", trials=trials, examples=160, validated=60, precision="fp32", processes=1, gpus=float(gpus)
+    )
+    # Of one size, that of Thaw's: the median is of few.
+    given = replace(given, tasks=tuple(replace(task, batch_size=16) for task in given.tasks))
     os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
     with marking(place / "marks"):
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        mark("connected")
-        try:
-            tune.Tuner(
-                tune.with_resources(_trial, {"CPU": 0.01}),
-                param_space={**settings, "number": tune.grid_search(list(range(trials)))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=1),
-                run_config=tune.RunConfig(storage_path=str(place / "ray"), verbose=0),
-            ).fit()
-        finally:
-            ray.shutdown()
+        stack.run(given)
     return read(place / "marks")
-
-
-def _trial(config: dict[str, Any]) -> None:
-    """A Tune function as the documentation has it."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(
-            num_workers=1, use_gpu=config["gpus"] > 0, resources_per_worker=_resources(config["gpus"])
-        ),
-        run_config=RunConfig(name=f"trial-{config['number']}", storage_path=config["storage"]),
-    ).fit()
-
-
-def _resources(gpus: int) -> dict[str, float]:
-    return {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Fine-tune all of MiniLM for an epoch of short batches, under DeepSpeed ZeRO-2."""
-    os.environ["DS_ACCELERATOR"] = "cuda" if config["gpus"] else "cpu"
-    mark(f"worker of trial {config['number']} started")
-    import deepspeed
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    from training.config import ModelConfig
-    from training.models import model_directory
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    mark("imported")
-    torch.set_num_threads(1)
-    directory = model_directory(ModelConfig(name=MODEL))
-    rows = [json.loads(line) for line in Path(config["train"]).read_text().splitlines()]
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    texts = tokenizer(
-        [row["text"] for row in rows],
-        padding="max_length",
-        truncation=True,
-        max_length=64,
-        return_tensors="pt",
-    )
-    labels = torch.tensor([row["label"] == "positive" for row in rows], dtype=torch.int64)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=2)
-    mark("loaded")
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-4),
-        config={
-            "train_micro_batch_size_per_gpu": 16,
-            "zero_optimization": {"stage": 2},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        },
-    )
-    mark("engine built")
-    texts, labels = texts.to(engine.device), labels.to(engine.device)
-    for first in range(0, len(rows), 16):
-        cut = slice(first, first + 16)
-        loss = engine(
-            input_ids=texts["input_ids"][cut], attention_mask=texts["attention_mask"][cut], labels=labels[cut]
-        ).loss
-        engine.backward(loss)
-        engine.step()
-        if not first:
-            if config["gpus"]:
-                torch.cuda.synchronize()
-            mark("step done")
-    mark(f"trial {config['number']} ended")
 
 
 def rival_starts(marks: Sequence[Mark]) -> tuple[Start, list[Start]]:

@@ -11,11 +11,12 @@ import pytest
 from search.spec import parse
 from search.trackers.jsonl import FILE
 from tests.benchmarks import limit, sweep_speed
+from tests.benchmarks.jobs import Job, dump
+from tests.benchmarks.jobs import parse as parse_job
 from tests.benchmarks.limit import Times
 from tests.benchmarks.sides.thaw import NAME
 from tests.benchmarks.soak import tiny_model
-from tests.benchmarks.workloads import Job, arithmetic, dump, job, sweep_file
-from tests.benchmarks.workloads import parse as parse_job
+from tests.benchmarks.workloads import arithmetic, job, sweep_file
 from training.data import prepare
 from training.timing import Cost, Shape
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from search.ledger import derived_seed
+from tests.benchmarks.jobs import Job, Stage, Task
 from tests.conftest import MODEL, SENTENCES
-from training.config import ModelConfig, TrainingConfig, UnfreezingConfig
+from training.config import ModelConfig
 from training.cost import compute
 from training.models import model_directory
-from training.plan import Plan, plan
+from training.plan import plan
 
 SEED = 0
 _KINDS: dict[str, tuple[str, int]] = {
@@ -32,70 +33,6 @@ WORKLOADS = {
 }
 """Mixed, light and heavy: the kinds of trials, which take turns."""
 _RATES = {"head": 2e-3, "top-1": 4e-4, "top-2": 3e-4, "gradual": 2e-4, "full": 1e-4}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What trains from a step on."""
-
-    start: int
-    thawed: tuple[str, ...]
-    """How the names of the thawed parameters begin, in Transformers' BERT."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One trial, as every side is given it."""
-
-    number: int
-    kind: str
-    schedule: str
-    depth: int
-    learning_rate: float
-    batch_size: int
-    seed: int
-    stages: tuple[Stage, ...]
-
-    def training(self, precision: str = "fp32") -> TrainingConfig:
-        """Its settings in Thaw's terms; what is not named is Thaw's default."""
-        return TrainingConfig(
-            epochs=1.0,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            precision=precision,  # type: ignore[arg-type]
-            unfreezing=UnfreezingConfig(schedule=self.schedule, depth=self.depth),  # type: ignore[arg-type]
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A list of trials, and what they train and are measured on."""
-
-    model: str
-    """As `model.name` of a sweep."""
-    directory: str
-    """Where its files are."""
-    num_blocks: int
-    train: str
-    validation: str
-    examples: int
-    validated: int
-    max_length: int
-    precision: str
-    processes: int
-    """That train at a time, one thread each."""
-    gpus: float
-    """What each of them has of a GPU; 0 for training on the CPU."""
-    tasks: tuple[Task, ...]
-
-    @property
-    def defaults(self) -> TrainingConfig:
-        """What trials have in common."""
-        return TrainingConfig()
-
-    def plan(self, task: Task) -> Plan:
-        """A trial's course in steps."""
-        return plan(task.training(), num_blocks=self.num_blocks, num_examples=self.examples, seed=task.seed)
 
 
 def job(
@@ -152,26 +89,6 @@ def _task(number: int, kind: str, turn: int, num_blocks: int, examples: int) -> 
         thawed += ["bert.embeddings."] if phase.embeddings else []
         stages.append(Stage(start=stretch.start, thawed=tuple(thawed)))
     return Task(**{**{f: getattr(bare, f) for f in bare.__dataclass_fields__}, "stages": tuple(stages)})
-
-
-def dump(given: Job) -> str:
-    """As JSON, for another process."""
-    return json.dumps(asdict(given))
-
-
-def parse(text: str) -> Job:
-    """What `dump` wrote."""
-    raw = json.loads(text)
-    tasks = tuple(
-        Task(
-            **{
-                **task,
-                "stages": tuple(Stage(start=s["start"], thawed=tuple(s["thawed"])) for s in task["stages"]),
-            }
-        )
-        for task in raw["tasks"]
-    )
-    return Job(**{**raw, "tasks": tasks})
 
 
 def sweep_file(given: Job, name: str) -> dict[str, Any]:

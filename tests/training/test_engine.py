@@ -16,7 +16,7 @@ from tests.training.conftest import BLOCKS, Crew, assert_same, attach, tiny_mode
 from tests.training.engines import GROWING, STAGES, batch_of, depth_of, drive, settings
 from training import optim, suffix
 from training.blocks import Blocks
-from training.engine import engine
+from training.engine import compute_dtype, engine
 from training.suffix import Weights
 from training.team import Team
 from training.zero import effective_stage
@@ -92,6 +92,23 @@ def test_masters_start_from_fp32_values_whatever_the_module_is_in(team: Team, st
     groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
     with engine(module, groups=groups, weights=own, slots={}, training=training, team=team) as live:
         assert_same(live.weights(), own)
+
+
+def test_alone_in_bf16_a_gradient_that_is_no_number_shows(team: Team) -> None:
+    """As in fp32: bf16 has its range, so nothing overflows that another step would mend."""
+    blocks = Blocks(tiny_model())
+    for precision in ("fp32", "bf16"):
+        training = settings(2, precision)
+        module = suffix.build(GROWING[0], blocks, {}, dropout=None)
+        shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
+        groups = optim.groups(shapes, blocks=blocks, shapes=shapes, ages={}, training=training)
+        prefix = blocks.prefix(BLOCKS, compute_dtype(precision))
+        inputs, labels = batch_of(0)
+        with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
+            live.backward(cross_entropy(live(**attach(prefix, inputs)).float(), labels) * math.nan, last=True)
+            live.step(1.0)
+            assert live.skipped_steps == 0
+            assert not any(tensor.isfinite().all() for tensor in live.weights().values())
 
 
 def test_buckets_of_odd_sizes(pair: Crew) -> None:

@@ -156,6 +156,7 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(alone: Crew, phase:
             for stage in range(4)
         ),
         (FULL, settings(batch_size=64), 32),
+        (FULL, settings(2, "bf16", batch_size=16), 8),
         (FULL, settings(optimizer="sgd"), 32),
         (FULL, settings(optimizer="adafactor"), 32),
         (FULL, settings(dropout=0.0), 32),

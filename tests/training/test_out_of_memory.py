@@ -245,9 +245,11 @@ def test_memory_of_a_phase_is_given_back_at_the_next(
         alive.append(weakref.ref(self.module))
 
     def stepped(self: Engine, lr_factor: float) -> None:
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        alive.extend(weakref.ref(gradient) for gradient in gradients)
-        del gradients
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        holders = [*self.module.parameters(), *trained]
+        alive.extend(weakref.ref(p.grad) for p in holders if p.grad is not None)
+        alive.extend(weakref.ref(p) for p in trained)  # beside the module's own in bf16
+        del trained, holders
         step(self, lr_factor)
         for state in self._optimizer.state.values():
             alive.extend(weakref.ref(value) for value in state.values() if isinstance(value, Tensor))

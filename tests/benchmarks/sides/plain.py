@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.benchmarks.workloads import Job, Task
+from tests.benchmarks.jobs import Job, Task
 
 EVALUATED_TOGETHER = 64
 

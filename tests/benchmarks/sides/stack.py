@@ -4,7 +4,8 @@
 
 Each worker loads model and data and pads to the greatest length, as the stack's examples do. DeepSpeed's
 shared-memory operator, which would be compiled for a minute at first use, is switched off. A schedule of
-several phases gets an engine for each. Nothing is written to disk but what Ray itself writes.
+several phases gets an engine for each. Nothing is written to disk but what Ray itself writes. Trials
+are marked for `switch`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.workloads import Job, Task, parse
+from tests.benchmarks.jobs import Job, Task, parse
+from tests.benchmarks.marks import mark
 
 
 def work(config: dict[str, Any]) -> None:
@@ -26,6 +28,7 @@ def work(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     task: Task = config["task"]
     os.environ["DS_ACCELERATOR"] = "cuda" if job.gpus else "cpu"
+    mark(f"worker of trial {task.number} started")
     import deepspeed
     import numpy as np
     import ray.train
@@ -35,6 +38,7 @@ def work(config: dict[str, Any]) -> None:
     from tests.benchmarks.sides import plain
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    mark("imported")
     torch.set_num_threads(1)
     plain.quiet()
     model = plain.model(job, task.seed)
@@ -42,7 +46,8 @@ def work(config: dict[str, Any]) -> None:
     train, validation = (plain.rows(job, split, **padded) for split in ("train", "validation"))
     shuffled = torch.Generator().manual_seed(task.seed)
     batches = DataLoader(train, task.batch_size, shuffle=True, generator=shuffled, collate_fn=_collate)
-    total, warmup = plain.total_steps(job, task), 0
+    mark("loaded")
+    total = plain.total_steps(job, task)
     warmup = plain.warmup_steps(job, total)
     starts = {stage.start: stage.thawed for stage in task.stages}
     engine: Any = None
@@ -52,10 +57,15 @@ def work(config: dict[str, Any]) -> None:
                 engine.destroy()
             plain.thaw(model, starts[step])
             engine = _engine(deepspeed, model, job, task, step, warmup, total)
+            mark("engine built")
             model.train()
         loss = engine(**_to(engine.device, batch)).loss
         engine.backward(loss)
         engine.step()
+        if not step:
+            if job.gpus:
+                torch.cuda.synchronize()
+            mark("step done")
     model.eval()
     with torch.no_grad():
         loader = DataLoader(validation, plain.EVALUATED_TOGETHER, collate_fn=_collate)
@@ -66,6 +76,7 @@ def work(config: dict[str, Any]) -> None:
     logits, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     seconds = time.perf_counter() - began
     ray.train.report({"accuracy": plain.accuracy(logits, labels), "seconds": seconds})
+    mark(f"trial {task.number} ended")
 
 
 def _engine(deepspeed: Any, model: Any, job: Job, task: Task, start: int, warmup: int, total: int) -> Any:
@@ -138,6 +149,7 @@ def run(job: Job) -> list[dict[str, float]]:
 
     # One more than there are, for Tune's functions, which only wait: each trial's worker has a core.
     ray.init(address="local", num_cpus=job.processes + 1, include_dashboard=False, log_to_driver=False)
+    mark("connected")
     with tempfile.TemporaryDirectory() as storage:
         trials = [{"job": job, "task": task} for task in job.tasks]
         grid = tune.Tuner(

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.benchmarks.workloads import Job, parse, sweep_file
+from tests.benchmarks.jobs import Job, parse
+from tests.benchmarks.workloads import sweep_file
 from tests.conftest import REPOSITORY
 
 NAME = "bench"

@@ -18,7 +18,7 @@ from typing import Any
 
 import optuna
 
-from tests.benchmarks.workloads import Job, Stage, Task, parse
+from tests.benchmarks.jobs import Job, Stage, Task, parse
 
 _warm: dict[str, Any] = {}
 
