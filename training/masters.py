@@ -20,25 +20,22 @@ class Masters:
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self._low: list[Parameter] = []
-        self._full: list[Parameter] = []
+        self._of: dict[Parameter, Parameter] = {}
         for parameter in module.parameters():
             if parameter.requires_grad:
-                self._low.append(parameter)
-                self._full.append(Parameter(parameter.data.float()))  # what is fp32 already moves over
+                self._of[parameter] = Parameter(parameter.data.float())  # what is fp32 already moves over
             parameter.data = parameter.data.to(dtype)
-        self._places = {id(parameter): index for index, parameter in enumerate(self._low)}
 
     def of(self, parameter: Parameter) -> Parameter:
         """The master of a thawed parameter of the module, in fp32 and of its shape."""
-        return self._full[self._places[id(parameter)]]
+        return self._of[parameter]
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients that a backward pass left in the module to the masters', and clear them."""
         fresh: list[tuple[Tensor, Tensor]] = []
         grown: list[tuple[Tensor, Tensor]] = []
-        for low, full in zip(self._low, self._full, strict=True):
+        for low, full in self._of.items():
             if low.grad is None:
                 continue
             if full.grad is None:
@@ -54,11 +51,10 @@ class Masters:
     @torch.no_grad()
     def spread(self) -> None:
         """Round the masters into the module, and clear their gradients."""
-        torch._foreach_copy_([*self._low], [*self._full])
-        for full in self._full:
+        torch._foreach_copy_([*self._of], [*self._of.values()])
+        for full in self._of.values():
             full.grad = None
 
     def clear(self) -> None:
         """Let go of all of it."""
-        self._low.clear()
-        self._full.clear()
+        self._of.clear()

@@ -25,18 +25,14 @@ def effective_stage(training: TrainingConfig, workers: int) -> int:
     return 0 if alone and stage < 3 else stage
 
 
-def has_masters(training: TrainingConfig, workers: int) -> bool:
-    """Whether fp32 weights lie beside the module, and DeepSpeed is told of no low precision.
-
-    See `training.masters`.
-    """
-    return training.precision == "bf16" and workers == 1 and effective_stage(training, workers) == 0
-
-
 def is_plain(training: TrainingConfig, workers: int) -> bool:
     """Whether DeepSpeed steps by the optimizer that it is given, on whole fp32 tensors."""
-    whole = effective_stage(training, workers) == 0
-    return whole and (training.precision == "fp32" or has_masters(training, workers))
+    return effective_stage(training, workers) == 0 and (training.precision == "fp32" or workers == 1)
+
+
+def has_masters(training: TrainingConfig, workers: int) -> bool:
+    """Whether these lie beside the module (`training.masters`), and DeepSpeed is told of no low precision."""
+    return training.precision != "fp32" and is_plain(training, workers)
 
 
 def bucket_numel(shapes: Iterable[Sequence[int]]) -> int:
@@ -51,14 +47,14 @@ def deepspeed_settings(
     """The DeepSpeed configuration of a phase that thaws tensors of these `shapes`."""
     bucket = bucket_numel(shapes)
     bucket += bucket % 2  # ZeRO-1 and 2 take even ones only
-    stage = effective_stage(training, workers)
+    stage, plain = effective_stage(training, workers), is_plain(training, workers)
     settings: dict[str, Any] = {
         # The caller scales its losses and marks the last micro-batch: batches differ in size.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # Plain gradients are whole on every rank when they are clipped, by the caller: DeepSpeed
         # would have all ranks agree on their norm, and copy a number to the device for it.
-        "gradient_clipping": 0.0 if is_plain(training, workers) else training.max_grad_norm,
+        "gradient_clipping": 0.0 if plain else training.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -73,7 +69,7 @@ def deepspeed_settings(
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     if training.zero.offload == "parameters":
         settings["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    if training.precision == "bf16" and not has_masters(training, workers):
+    if training.precision == "bf16" and not plain:
         settings["bf16"] = {"enabled": True}
     if training.precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 16}

@@ -229,7 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "thaw sweep_s": time.monotonic() - began,
         }
         if options.rival:
-            (place / "rival").mkdir()
             cold, rest = rival_starts(documented(options.rival + 1, place / "rival", int(options.gpu)))
             found |= {"documented cold": asdict(cold), "documented warm": summary(rest)}
             found["ratio"] = {

@@ -148,14 +148,17 @@ def test_an_engine_is_closed_whatever_happens(team: Team) -> None:
     assert alive() is None
 
 
-def test_alone_no_gradient_is_copied_to_be_averaged(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_alone_no_gradient_is_copied_to_be_averaged(
+    precision: str, team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DeepSpeed would lay them all end to end for it, and copy them back."""
     reduced: list[int] = []
     real = deepspeed.comm.all_reduce
     monkeypatch.setattr(
         deepspeed.comm, "all_reduce", lambda t, *a, **kw: reduced.append(t.numel()) or real(t, *a, **kw)
     )
-    training = settings()
+    training = settings(2, precision)
     blocks = Blocks(tiny_model())
     module = suffix.build(GROWING[2], blocks, {}, dropout=0.0)
     named = dict(module.named_parameters())
@@ -164,7 +167,7 @@ def test_alone_no_gradient_is_copied_to_be_averaged(team: Team, monkeypatch: pyt
     )
     with engine(module, groups=groups, weights={}, slots={}, training=training, team=team) as live:
         inputs, labels = batch_of(0)
-        live.backward(cross_entropy(live(**inputs), labels), last=True)
+        live.backward(cross_entropy(live(**inputs).float(), labels), last=True)
         live.step(1.0)
     assert reduced == []
 
