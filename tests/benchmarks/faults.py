@@ -30,6 +30,7 @@ import yaml
 
 from tests.benchmarks.raylets import Raylets, raylets, small_sweep
 from tests.benchmarks.results import tell
+from tests.holders import holders, is_free
 from tests.processes import parent, wait_for
 
 BATCH, EXAMPLES, EPOCHS, EVALUATIONS = 16, 160, 4, 8
@@ -240,15 +241,13 @@ def run(
     took_s = time.monotonic() - began
     freed_s: float | None = None
     with contextlib.suppress(TimeoutError):
-        freed_s = round(
-            wait_for(lambda: cluster.free_cpus() == cluster.all_cpus() and not left(cluster), 90, "free"), 1
-        )
+        freed_s = round(wait_for(lambda: is_free() and not left(cluster), 90, "free"), 1)
     return {
         "code": code,
         "log": "".join(lines)[-3000:],
         "seconds": round(took_s, 1),
         "freed_s": freed_s,
-        "held_by": cluster.holders() if freed_s is None else [],
+        "held_by": holders() if freed_s is None else [],
         "victims": [blow.victim for blow in done],
         "repeated_examples": costs(done, sweep.repeated()),
         "left": left(cluster),

@@ -37,48 +37,6 @@ class Marked:
         """Pids of the processes with `part` in their command lines."""
         return sorted(pid for pid, line in self.processes().items() if part in line and without not in line)
 
-    def free_cpus(self) -> float:
-        """CPUs that nothing holds."""
-        import ray
-
-        return float(ray.available_resources().get("CPU", 0.0))
-
-    def all_cpus(self) -> float:
-        """CPUs of the nodes that live."""
-        import ray
-
-        return float(ray.cluster_resources().get("CPU", 0.0))
-
-    def holders(self) -> list[str]:
-        """What may hold resources: placement groups with their makers, nodes in use, live actors."""
-        import ray
-        from ray.core.generated import gcs_pb2
-
-        state = ray._private.state.state
-        accessor = state._connect_and_get_accessor()
-        actors = {}
-        for raw in accessor.get_actor_table(None, None):
-            actor = gcs_pb2.ActorTableData.FromString(raw)
-            status = gcs_pb2.ActorTableData.ActorState.Name(actor.state)
-            actors[actor.actor_id] = f"{actor.class_name} ({status}, pid {actor.pid})"
-        found = []
-        for raw in accessor.get_placement_group_table():
-            group = gcs_pb2.PlacementGroupTableData.FromString(raw)
-            status = gcs_pb2.PlacementGroupTableData.PlacementGroupState.Name(group.state)
-            if status != "REMOVED":
-                found.append(
-                    f"placement group {group.placement_group_id.hex()} {status} of job "
-                    f"{group.creator_job_id.hex()} (dead: {group.creator_job_dead}), made by "
-                    f"{actors.get(group.creator_actor_id, 'a driver')} (dead: {group.creator_actor_dead}): "
-                    f"{[dict(bundle.unit_resources) for bundle in group.bundles]}"
-                )
-        free = state.available_resources_per_node()
-        for node in ray.nodes():
-            total, left = node["Resources"].get("CPU", 0.0), free.get(node["NodeID"], {}).get("CPU", 0.0)
-            if node["Alive"] and left < total:
-                found.append(f"node {node['NodeID']}: {left:g} of {total:g} CPUs free")
-        return found + [f"alive: {actor}" for actor in actors.values() if "(ALIVE" in actor]
-
     def drive(self, *arguments: str | Path, supervised: bool = True) -> subprocess.Popen[str]:
         """Start a driver: Thaw's command line with this cluster's address."""
         supervisor = ["-m", "cluster.jobs.supervise", sys.executable] if supervised else []

@@ -21,6 +21,7 @@ import yaml
 
 from tests.benchmarks.raylets import Raylets, raylets, small_sweep
 from tests.benchmarks.results import tell
+from tests.holders import is_free
 from tests.processes import wait_for
 
 GANGS, SETTLED = 4, 100
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         watch = Watch(cluster, place / "soak" / "study.journal")
         log = running.communicate()[0]
         samples = watch.end()
-        wait_for(lambda: cluster.free_cpus() == cluster.all_cpus(), 60, "resources free")
+        wait_for(is_free, 60, "resources free")
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: placement_groups() <= before["placement_groups"], 30, "placement groups gone")
         from search.study import Study

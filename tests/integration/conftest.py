@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,10 @@ from search.study import TrialRecord
 from search.sweep import Sweep
 from tests.cli import Thaw, caller
 from tests.conftest import MODEL
+from tests.holders import holders, is_free, stacks
+from tests.processes import wait_for
 from tests.training.conftest import Recorder, muster
+from training.gang.orphans import reap
 from training.loop import train
 from training.workspace import Workspace
 
@@ -44,6 +48,31 @@ def ray_nodes() -> Iterator[Sequence[Mapping[str, float]]]:
     os.environ["OMP_NUM_THREADS"] = "1"
     with connected(None) as nodes:
         yield nodes
+
+
+@pytest.fixture
+def idle_nodes(ray_nodes: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """Those nodes, once the sweeps of earlier tests have left them: for tests that need all of them."""
+
+    def idle() -> bool:
+        reap()  # as every driver does
+        return is_free()
+
+    try:
+        wait_for(idle, 60, "a free cluster")
+    except TimeoutError as error:
+        raise TimeoutError("\n".join([str(error), *holders()])) from None
+    return ray_nodes
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show what Ray's processes were at when a test hung."""
+    report = yield
+    if call.excinfo is not None and "pytest-timeout" in str(call.excinfo.value):
+        with contextlib.suppress(Exception):  # Ray may be what hangs
+            report.sections.append(("Ray", "\n".join([*holders(), stacks()])))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.holders import is_free
 from tests.processes import wait_for
 from training.gang import Gang, GangConfig
 
 
 @pytest.mark.slow
 def test_a_gang_that_is_closed_at_once_gives_its_room_back(
-    ray_nodes: Sequence[Mapping[str, float]], tmp_path: Path
+    idle_nodes: Sequence[Mapping[str, float]], tmp_path: Path
 ) -> None:
-    before = ray.available_resources().get("CPU", 0)
+    free = ray.available_resources()["CPU"]
     gang = Gang(GangConfig(workers=2, cpus_per_worker=1, gpus_per_worker=0, storage=str(tmp_path / "ray")))
     gang.close()
-    wait_for(lambda: ray.available_resources().get("CPU", 0) == before - 2, 60, "its workers")
+    wait_for(lambda: ray.available_resources().get("CPU", 0) == free - 2, 60, "its workers")
     gang._run.join(120)
     assert not gang._run.is_alive()
-    wait_for(lambda: ray.available_resources().get("CPU", 0) == before, 60, "their room")
+    wait_for(is_free, 60, "their room")

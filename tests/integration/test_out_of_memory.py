@@ -43,7 +43,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
 
 
 @pytest.fixture
-def gang(ray_nodes: Sequence[Mapping[str, float]], tmp_path: Path) -> Iterator[Gang]:
+def gang(idle_nodes: Sequence[Mapping[str, float]], tmp_path: Path) -> Iterator[Gang]:
     made = Gang(GangConfig(workers=2, cpus_per_worker=1, gpus_per_worker=0, storage=str(tmp_path / "ray")))
     yield made
     made.close()
