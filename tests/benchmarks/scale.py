@@ -1,9 +1,12 @@
 """What a sweep's driver costs: next-to-empty trials by the number of trials, gangs and results.
 
-    python -m tests.benchmarks.scale [--trials 10 100 1000] [--gangs 1 2 4] [--raylets 2] [--out FILE]
+    python -m tests.benchmarks.scale [--trials 10 100 1000] [--gangs 1 2 4] [--long 1 4 8] [--raylets 2]
+                                     [--out FILE]
 
 Each run is a sweep of its own by the command line, on several raylets of this machine: trials of two steps
 of a tiny random model with one result each, and, on the most gangs, once more with several results each.
+What a gang costs by being there, such trials do not tell, for more gangs end more of them: so there are also
+runs of few long trials (`--long`: on so many gangs), which tell of their progress about once a second.
 Rates count from when the gangs have ended two trials each, so without cold starts. Gangs, driver and Ray
 share this machine's cores, so the rates are lower bounds; what the driver itself costs is measured as its
 CPU time, and Ray's control plane as that of its GCS.
@@ -41,7 +44,29 @@ from tests.processes import cpu_s
 NODES = 200
 SEVERAL = 8
 """Results of a trial, in the runs that have more than one."""
+LONG_STEPS = 2000
+"""Steps of a long trial: some seconds, and more where gangs share a core."""
+_LONG_TRIALS = 5
+"""Of each gang."""
+_BATCH, _EXAMPLES = 16, 160
 _SAMPLE_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a run consists of."""
+
+    trials: int
+    gangs: int
+    steps: int = 2
+    """Of a trial."""
+    results: int = 1
+    """Of a trial."""
+
+    @property
+    def name(self) -> str:
+        """Of its sweep."""
+        return f"scale-{self.trials}-{self.gangs}-{self.steps}-{self.results}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,37 +207,45 @@ def steady(
     return figures | dict(zip(names, said, strict=True)), windows
 
 
-def run(
-    cluster: Raylets, place: Path, trials: int, gangs: int, results: int
-) -> tuple[dict[str, Any], list[Window]]:
+def run(cluster: Raylets, place: Path, kind: Kind) -> tuple[dict[str, Any], list[Window]]:
     """One sweep."""
-    name = f"scale-{trials}-{gangs}-{results}"
     raw = small_sweep(
         place,
-        name,
+        kind.name,
         model={"name": str(place / "model")},
-        # Sixteen of 160 examples are a step.
-        training={
-            "epochs": 0.2 if results == 1 else 0.1 * results,
-            "evaluations_per_epoch": 10,
-            "log_every": 10,
-        },
-        search={"trials": trials},
-        resources={"max_concurrent": gangs},
+        training={"batch_size": _BATCH, **_length(kind)},
+        search={"trials": kind.trials},
+        resources={"max_concurrent": kind.gangs},
     )
-    if results == 1:
-        raw["training"]["evaluations_per_epoch"] = 1
-    file = place / f"{name}.yaml"
+    if kind.steps == LONG_STEPS:
+        raw["data"]["train"] = str(long_data(Path(raw["data"]["train"])))
+    file = place / f"{kind.name}.yaml"
     file.write_text(yaml.safe_dump(raw))
     running = cluster.drive("run", file, "--storage", place, supervised=False)
     sampler = Sampler(cluster, running.pid)
     log = running.communicate()[0]
     samples = sampler.end()
     if running.returncode:
-        raise RuntimeError(f"{name} ended with {running.returncode}: {log[-1500:]}")
-    events = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
-    figures, windows = steady(events, samples, gangs)
-    return {"trials": trials, "gangs": gangs, "results": results, **figures}, windows
+        raise RuntimeError(f"{kind.name} ended with {running.returncode}: {log[-1500:]}")
+    events = [json.loads(line) for line in (place / kind.name / "metrics.jsonl").read_text().splitlines()]
+    figures, windows = steady(events, samples, kind.gangs)
+    return {**asdict(kind), **figures}, windows
+
+
+def _length(kind: Kind) -> dict[str, Any]:
+    """The settings that make trials of so many steps and results: evaluations are so many an epoch."""
+    if kind.steps == LONG_STEPS:
+        return {"epochs": 1, "evaluations_per_epoch": kind.results, "log_every": 250}
+    epoch = _EXAMPLES // _BATCH
+    each = 1 if kind.results == 1 else epoch * kind.results // kind.steps
+    return {"epochs": kind.steps / epoch, "evaluations_per_epoch": each, "log_every": 10}
+
+
+def long_data(data: Path) -> Path:
+    """An epoch of `LONG_STEPS` steps: the examples of `data`, over and over."""
+    longer = data.with_stem("long")
+    longer.write_text(data.read_text() * (LONG_STEPS * _BATCH // _EXAMPLES))
+    return longer
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -220,6 +253,7 @@ def table(found: Mapping[str, Any]) -> str:
     columns = {
         "trials": "trials",
         "gangs": "gangs",
+        "steps": "steps",
         "results": "results",
         "trials_per_s": "trials/s",
         "results_per_s": "results/s",
@@ -258,21 +292,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--gangs", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--long", type=int, nargs="*", default=[1, 4, 8], help="gangs with long trials")
     parser.add_argument("--raylets", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None, help="also write the JSON there")
     options = parser.parse_args(arguments)
     most, many = max(options.gangs), sorted(options.trials)[len(options.trials) // 2]
-    wanted = [(trials, gangs, 1) for trials in options.trials for gangs in options.gangs]
-    wanted.append((many, most, SEVERAL))
+    kinds = [Kind(trials=trials, gangs=gangs) for trials in options.trials for gangs in options.gangs]
+    kinds.append(Kind(trials=many, gangs=most, steps=SEVERAL, results=SEVERAL))
+    kinds += [Kind(trials=_LONG_TRIALS * n, gangs=n, steps=LONG_STEPS) for n in options.long]
     before, rows, windows = machine(), [], []
-    each = -(-most // options.raylets)
+    each = -(-max(kind.gangs for kind in kinds) // options.raylets)
     with tempfile.TemporaryDirectory() as temporary, raylets(options.raylets, cpus=each) as cluster:
         place = Path(temporary)
         os.environ.setdefault("THAW_CACHE", str(place / "cache"))
         (place / "model").mkdir()
         tiny_model(place / "model")
-        for trials, gangs, results in wanted:
-            row, seen = run(cluster, place, trials, gangs, results)
+        for kind in kinds:
+            row, seen = run(cluster, place, kind)
             print(json.dumps(row), file=sys.stderr, flush=True)
             rows.append(row)
             windows += seen
