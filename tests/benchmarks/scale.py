@@ -6,7 +6,7 @@
 Each run is a sweep of its own by the command line, on several raylets of this machine: trials of two steps
 of a tiny random model with one result each, and, on the most gangs, once more with several results each.
 What a gang costs by being there, such trials do not tell, for more gangs end more of them: so there are also
-runs of few long trials (`--long`: on so many gangs), which tell of their progress about once a second.
+runs of few long trials (`--long`: on so many gangs), of MiniLM, all of it thawed, with a result every epoch.
 Rates count from when the gangs have ended two trials each, so without cold starts. Gangs, driver and Ray
 share this machine's cores, so the rates are lower bounds; what the driver itself costs is measured as its
 CPU time, and Ray's control plane as that of its GCS.
@@ -44,11 +44,10 @@ from tests.processes import cpu_s
 NODES = 200
 SEVERAL = 8
 """Results of a trial, in the runs that have more than one."""
-LONG_STEPS = 2000
-"""Steps of a long trial: some seconds, and more where gangs share a core."""
+LONG_EPOCHS = 4
+"""Of a long trial: some seconds, and more where gangs share a core."""
 _LONG_TRIALS = 5
 """Of each gang."""
-_BATCH, _EXAMPLES = 16, 160
 _SAMPLE_S = 0.25
 
 
@@ -58,15 +57,15 @@ class Kind:
 
     trials: int
     gangs: int
-    steps: int = 2
-    """Of a trial."""
     results: int = 1
     """Of a trial."""
+    long: bool = False
+    """Whether its trials take long."""
 
     @property
     def name(self) -> str:
         """Of its sweep."""
-        return f"scale-{self.trials}-{self.gangs}-{self.steps}-{self.results}"
+        return f"scale-{self.trials}-{self.gangs}-{self.results}{'-long' if self.long else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +208,15 @@ def steady(
 
 def run(cluster: Raylets, place: Path, kind: Kind) -> tuple[dict[str, Any], list[Window]]:
     """One sweep."""
+    model: dict[str, Any] = {} if kind.long else {"model": {"name": str(place / "model")}}
     raw = small_sweep(
         place,
         kind.name,
-        model={"name": str(place / "model")},
-        training={"batch_size": _BATCH, **_length(kind)},
+        **model,
+        training=_length(kind),
         search={"trials": kind.trials},
         resources={"max_concurrent": kind.gangs},
     )
-    if kind.steps == LONG_STEPS:
-        raw["data"]["train"] = str(long_data(Path(raw["data"]["train"])))
     file = place / f"{kind.name}.yaml"
     file.write_text(yaml.safe_dump(raw))
     running = cluster.drive("run", file, "--storage", place, supervised=False)
@@ -233,19 +231,14 @@ def run(cluster: Raylets, place: Path, kind: Kind) -> tuple[dict[str, Any], list
 
 
 def _length(kind: Kind) -> dict[str, Any]:
-    """The settings that make trials of so many steps and results: evaluations are so many an epoch."""
-    if kind.steps == LONG_STEPS:
-        return {"epochs": 1, "evaluations_per_epoch": kind.results, "log_every": 250}
-    epoch = _EXAMPLES // _BATCH
-    each = 1 if kind.results == 1 else epoch * kind.results // kind.steps
-    return {"epochs": kind.steps / epoch, "evaluations_per_epoch": each, "log_every": 10}
-
-
-def long_data(data: Path) -> Path:
-    """An epoch of `LONG_STEPS` steps: the examples of `data`, over and over."""
-    longer = data.with_stem("long")
-    longer.write_text(data.read_text() * (LONG_STEPS * _BATCH // _EXAMPLES))
-    return longer
+    """Settings of trials of so many results. Sixteen of 160 examples are a step."""
+    if kind.long:
+        length = {"epochs": LONG_EPOCHS, "evaluations_per_epoch": 1, "unfreezing": {"schedule": "full"}}
+    elif kind.results == 1:
+        length = {"epochs": 0.2, "evaluations_per_epoch": 1}
+    else:
+        length = {"epochs": 0.1 * kind.results, "evaluations_per_epoch": 10}
+    return {**length, "log_every": 10}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -253,8 +246,8 @@ def table(found: Mapping[str, Any]) -> str:
     columns = {
         "trials": "trials",
         "gangs": "gangs",
-        "steps": "steps",
         "results": "results",
+        "long": "long",
         "trials_per_s": "trials/s",
         "results_per_s": "results/s",
         "driver_cores": "driver cores",
@@ -264,7 +257,7 @@ def table(found: Mapping[str, Any]) -> str:
     }
     lines = ["  ".join(f"{heading:>14}" for heading in columns.values())]
     for row in found["rows"]:
-        cells = ["-" if row[name] is None else f"{row[name]:.4g}" for name in columns]
+        cells = [_cell(row[name]) for name in columns]
         lines.append("  ".join(f"{cell:>14}" for cell in cells))
     costs, scale = found["costs"], found["at_scale"]
     lines.append(
@@ -285,6 +278,12 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cell(value: float | bool | None) -> str:
+    if value is None:
+        return "-"
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.4g}"
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -298,8 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     most, many = max(options.gangs), sorted(options.trials)[len(options.trials) // 2]
     kinds = [Kind(trials=trials, gangs=gangs) for trials in options.trials for gangs in options.gangs]
-    kinds.append(Kind(trials=many, gangs=most, steps=SEVERAL, results=SEVERAL))
-    kinds += [Kind(trials=_LONG_TRIALS * n, gangs=n, steps=LONG_STEPS) for n in options.long]
+    kinds.append(Kind(trials=many, gangs=most, results=SEVERAL))
+    kinds += [Kind(trials=_LONG_TRIALS * n, gangs=n, results=LONG_EPOCHS, long=True) for n in options.long]
     before, rows, windows = machine(), [], []
     each = -(-max(kind.gangs for kind in kinds) // options.raylets)
     with tempfile.TemporaryDirectory() as temporary, raylets(options.raylets, cpus=each) as cluster:
