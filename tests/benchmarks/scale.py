@@ -6,7 +6,7 @@
 Each run is a sweep of its own by the command line, on several raylets of this machine: trials of two steps
 of a tiny random model with one result each, and, on the most gangs, once more with several results each.
 What a gang costs by being there, such trials do not tell, for more gangs end more of them: so there are also
-runs of few long trials (`--long`: on so many gangs), of MiniLM, all of it thawed, with a result every epoch.
+runs of few long trials (`--long`: on so many gangs), of MiniLM, all of it thawed, with two results each.
 Rates count from when the gangs have ended two trials each, so without cold starts. Gangs, driver and Ray
 share this machine's cores, so the rates are lower bounds; what the driver itself costs is measured as its
 CPU time, and Ray's control plane as that of its GCS.
@@ -44,9 +44,9 @@ from tests.processes import cpu_s
 NODES = 200
 SEVERAL = 8
 """Results of a trial, in the runs that have more than one."""
-LONG_EPOCHS = 4
-"""Of a long trial: some seconds, and more where gangs share a core."""
-_LONG_TRIALS = 5
+_FEW = 2
+"""Results of a long trial."""
+_LONG_TRIALS = 4
 """Of each gang."""
 _SAMPLE_S = 0.25
 
@@ -233,7 +233,7 @@ def run(cluster: Raylets, place: Path, kind: Kind) -> tuple[dict[str, Any], list
 def _length(kind: Kind) -> dict[str, Any]:
     """Settings of trials of so many results. Sixteen of 160 examples are a step."""
     if kind.long:
-        length = {"epochs": LONG_EPOCHS, "evaluations_per_epoch": 1, "unfreezing": {"schedule": "full"}}
+        length = {"epochs": 1, "evaluations_per_epoch": kind.results, "unfreezing": {"schedule": "full"}}
     elif kind.results == 1:
         length = {"epochs": 0.2, "evaluations_per_epoch": 1}
     else:
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     most, many = max(options.gangs), sorted(options.trials)[len(options.trials) // 2]
     kinds = [Kind(trials=trials, gangs=gangs) for trials in options.trials for gangs in options.gangs]
     kinds.append(Kind(trials=many, gangs=most, results=SEVERAL))
-    kinds += [Kind(trials=_LONG_TRIALS * n, gangs=n, results=LONG_EPOCHS, long=True) for n in options.long]
+    kinds += [Kind(trials=_LONG_TRIALS * n, gangs=n, results=_FEW, long=True) for n in options.long]
     before, rows, windows = machine(), [], []
     each = -(-max(kind.gangs for kind in kinds) // options.raylets)
     with tempfile.TemporaryDirectory() as temporary, raylets(options.raylets, cpus=each) as cluster:
