@@ -12,9 +12,10 @@ share this machine's cores, so the rates are lower bounds; what the driver itsel
 CPU time, and Ray's control plane as that of its GCS.
 
 From all runs a cost model is fitted: CPU seconds of the driver for each second that it waits, for each gang
-and second, for each trial and for each result (non-negative least squares over tenths of runs). A driver is
-one Python process, so it is full at one CPU second a second: `sustained` solves for the rate of trials at
-which that is so, and the shortest trials at which so many gangs do not wait for it.
+and second, for each trial, for each result, and for each trial with each that the ledger has already
+(non-negative least squares of relative errors, over tenths of runs). A driver is one Python process, so it is
+full at one CPU second a second: `sustained` solves for the rate of trials at which that is so, and the shortest
+trials at which so many gangs do not wait for it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ from tests.benchmarks.results import machine, tell
 from tests.benchmarks.soak import status, tiny_model
 from tests.processes import cpu_s
 
-NODES = 200
+NODES, KNOWN = 200, (1_000, 10_000)
+"""What the model is asked about: a gang on each of so many nodes, and so many trials in the ledger."""
 SEVERAL = 8
 """Results of a trial, in the runs that have more than one."""
 _FEW = 2
@@ -49,6 +51,8 @@ _FEW = 2
 _LONG_TRIALS = 4
 """Of each gang."""
 _SAMPLE_S = 0.25
+_TICK_S = 0.01
+"""What CPU time is counted in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,8 @@ class Window:
     trials: int
     """That ended in it."""
     results: int
+    known: float
+    """Trials that had ended before, and half of those in it."""
     driver_cpu_s: float
 
 
@@ -88,32 +94,54 @@ class Costs:
     per_gang_second: float
     per_trial: float
     per_result: float
+    per_trial_and_known: float
 
-    def sustained(self, gangs: int, results: float) -> float:
-        """Trials a second, of `results` results each, that fill the driver on `gangs` gangs; 0: none."""
+    def sustained(self, gangs: int, results: float, known: int) -> float:
+        """Trials a second, of `results` results each, that fill the driver on `gangs` gangs; 0: none.
+
+        Args:
+            known: trials in the ledger.
+        """
         left = 1.0 - self.per_second - gangs * self.per_gang_second
-        return max(0.0, left) / (self.per_trial + results * self.per_result)
+        each = self.per_trial + results * self.per_result + known * self.per_trial_and_known
+        return max(0.0, left) / each
 
 
 def fit(windows: Sequence[Window]) -> Costs:
     """The costs that explain the windows best; none is negative."""
     from scipy.optimize import nnls
 
-    rows = [[w.seconds, w.seconds * w.gangs, w.trials, w.results] for w in windows]
-    found, _ = nnls(np.array(rows, dtype=float), np.array([w.driver_cpu_s for w in windows]))
-    return Costs(per_second=found[0], per_gang_second=found[1], per_trial=found[2], per_result=found[3])
+    cpu = np.array([max(w.driver_cpu_s, _TICK_S) for w in windows])
+    rows = np.array(
+        [[w.seconds, w.seconds * w.gangs, w.trials, w.results, w.trials * w.known] for w in windows],
+        dtype=float,
+    )
+    found, _ = nnls(rows / cpu[:, None], np.ones(len(windows)))
+    return Costs(
+        per_second=found[0],
+        per_gang_second=found[1],
+        per_trial=found[2],
+        per_result=found[3],
+        per_trial_and_known=found[4],
+    )
 
 
-def at_scale(costs: Costs, nodes: int = NODES) -> dict[str, Any]:
+def at_scale(costs: Costs, nodes: int = NODES) -> list[dict[str, Any]]:
     """What the costs mean for a driver with a gang on each of `nodes` nodes."""
-    said: dict[str, Any] = {"nodes": nodes}
-    for results in (1, SEVERAL):
-        rate = costs.sustained(nodes, results)
-        said[f"{results} results a trial"] = {
-            "trials_per_s": rate,
-            "shortest_trial_s": nodes / rate if rate else None,
-        }
-    return said
+    rows = []
+    for known, results in product(KNOWN, (1, SEVERAL)):
+        rate = costs.sustained(nodes, results, known)
+        shortest = nodes / rate if rate else None
+        rows.append(
+            {
+                "gangs": nodes,
+                "known": known,
+                "results": results,
+                "trials_per_s": rate,
+                "shortest_trial_s": shortest,
+            }
+        )
+    return rows
 
 
 class Sampler:
@@ -180,6 +208,7 @@ def steady(
             gangs=gangs,
             trials=count(ends, a["time"], b["time"]),
             results=count(results, a["time"], b["time"]),
+            known=count(ends, 0.0, a["time"]) + count(ends, a["time"], b["time"]) / 2,
             driver_cpu_s=b["driver_cpu_s"] - a["driver_cpu_s"],
         )
         for a, b in pairwise(marks)
@@ -259,22 +288,22 @@ def table(found: Mapping[str, Any]) -> str:
     for row in found["rows"]:
         cells = [_cell(row[name]) for name in columns]
         lines.append("  ".join(f"{cell:>14}" for cell in cells))
-    costs, scale = found["costs"], found["at_scale"]
+    costs = found["costs"]
     lines.append(
         f"driver CPU: {costs['per_second']:.3f} s a second, {1e3 * costs['per_gang_second']:.2f} ms a gang "
-        f"and second, {1e3 * costs['per_trial']:.1f} ms a trial, {1e3 * costs['per_result']:.1f} ms a result"
+        f"and second, {1e3 * costs['per_trial']:.1f} ms a trial, {1e3 * costs['per_result']:.1f} ms a result, "
+        f"{1e3 * costs['per_trial_and_known']:.3f} ms a trial for each that is known"
     )
-    for name, said in scale.items():
-        if isinstance(said, Mapping):
-            shortest = (
+    for row in found["at_scale"]:
+        lines.append(
+            f"one driver on {row['gangs']} gangs, {row['known']} trials known, {row['results']} results a trial: "
+            + (
                 "no trials at all"
-                if said["shortest_trial_s"] is None
-                else (
-                    f"{said['trials_per_s']:.1f} trials/s, so none has to wait where trials last "
-                    f"{said['shortest_trial_s']:.0f} s or more"
-                )
+                if row["shortest_trial_s"] is None
+                else f"{row['trials_per_s']:.1f} trials/s, so none has to wait where trials last "
+                f"{row['shortest_trial_s']:.0f} s or more"
             )
-            lines.append(f"one driver on {scale['nodes']} gangs, {name}: {shortest}")
+        )
     return "\n".join(lines)
 
 
@@ -316,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "raylets": options.raylets,
         "machine": before,
         "rows": rows,
+        "windows": [asdict(window) for window in windows],
         "costs": asdict(costs),
         "at_scale": at_scale(costs),
     }

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 
 import pytest
 
 from tests.benchmarks.scale import Costs, Window, at_scale, fit, steady
 from tests.processes import cpu_s
 
-COSTS = Costs(per_second=0.1, per_gang_second=0.002, per_trial=0.03, per_result=0.01)
+COSTS = Costs(
+    per_second=0.1, per_gang_second=0.002, per_trial=0.03, per_result=0.01, per_trial_and_known=0.00002
+)
 
 
-def window(gangs: int, trials: int, results: int) -> Window:
+def window(gangs: int, trials: int, results: int, known: int) -> Window:
     cpu = 10 * (COSTS.per_second + gangs * COSTS.per_gang_second)
-    cpu += trials * COSTS.per_trial + results * COSTS.per_result
-    return Window(seconds=10, gangs=gangs, trials=trials, results=results, driver_cpu_s=cpu)
+    cpu += trials * (COSTS.per_trial + known * COSTS.per_trial_and_known) + results * COSTS.per_result
+    return Window(seconds=10, gangs=gangs, trials=trials, results=results, known=known, driver_cpu_s=cpu)
 
 
 def test_the_costs_are_found_again() -> None:
-    found = fit(
-        [window(1, 10, 10), window(2, 19, 19), window(4, 30, 33), window(4, 10, 80), window(1, 5, 40)]
-    )
-    for name in ("per_second", "per_gang_second", "per_trial", "per_result"):
-        assert getattr(found, name) == pytest.approx(getattr(COSTS, name))
+    kinds = [
+        (1, 10, 10, 5),
+        (2, 19, 19, 90),
+        (4, 30, 33, 15),
+        (4, 10, 80, 900),
+        (1, 5, 40, 400),
+        (8, 0, 1, 4),
+    ]
+    assert asdict(fit([window(*kind) for kind in kinds])) == pytest.approx(asdict(COSTS))
 
 
 def test_a_driver_is_full_at_one_cpu_second_a_second() -> None:
-    rate = COSTS.sustained(200, 1)
-    assert rate == pytest.approx(0.5 / 0.04)
-    assert 0.1 + 200 * 0.002 + rate * 0.04 == pytest.approx(1)
-    assert at_scale(COSTS)["1 results a trial"]["shortest_trial_s"] == pytest.approx(200 / rate)
-    assert at_scale(COSTS, nodes=500)["8 results a trial"] == {"trials_per_s": 0.0, "shortest_trial_s": None}
+    rate = COSTS.sustained(200, 1, 1000)
+    assert rate == pytest.approx(0.5 / 0.06)
+    assert 0.1 + 200 * 0.002 + rate * 0.06 == pytest.approx(1)
+    first = at_scale(COSTS)[0]
+    assert (first["known"], first["results"]) == (1000, 1)
+    assert first["shortest_trial_s"] == pytest.approx(200 / rate)
+    full = at_scale(COSTS, nodes=500)[-1]
+    assert (full["trials_per_s"], full["shortest_trial_s"]) == (0.0, None)
 
 
 def test_rates_are_without_the_cold_start() -> None:
@@ -45,6 +55,7 @@ def test_rates_are_without_the_cold_start() -> None:
         for i in range(80)
     ]
     found, windows = steady(events, samples, gangs=1)
+    assert windows[-1].known == pytest.approx(22, abs=3)
     assert found["trials_per_s"] == pytest.approx(2, rel=0.1)
     assert found["results_per_s"] == pytest.approx(2, rel=0.1)
     assert found["driver_cores"] == pytest.approx(0.5)
