@@ -13,9 +13,9 @@ CPU time, and Ray's control plane as that of its GCS.
 
 From all runs a cost model is fitted: CPU seconds of the driver for each second that it waits, for each gang
 and second, for each trial, for each result, and for each trial with each that the ledger has already
-(non-negative least squares of relative errors, over tenths of runs). A driver is one Python process, so it is
-full at one CPU second a second: `sustained` solves for the rate of trials at which that is so, and the shortest
-trials at which so many gangs do not wait for it.
+(non-negative least squares of relative errors, over tenths of runs). A driver is one Python process, so it
+is full at one CPU second a second: `sustained` solves for the rate of trials at which that is so, and the
+shortest trials at which so many gangs do not wait for it.
 """
 
 from __future__ import annotations
@@ -291,19 +291,18 @@ def table(found: Mapping[str, Any]) -> str:
     costs = found["costs"]
     lines.append(
         f"driver CPU: {costs['per_second']:.3f} s a second, {1e3 * costs['per_gang_second']:.2f} ms a gang "
-        f"and second, {1e3 * costs['per_trial']:.1f} ms a trial, {1e3 * costs['per_result']:.1f} ms a result, "
-        f"{1e3 * costs['per_trial_and_known']:.3f} ms a trial for each that is known"
+        f"and second, {1e3 * costs['per_trial']:.1f} ms a trial, {1e3 * costs['per_result']:.1f} ms a "
+        f"result, {1e3 * costs['per_trial_and_known']:.3f} ms a trial for each that is known"
     )
     for row in found["at_scale"]:
-        lines.append(
-            f"one driver on {row['gangs']} gangs, {row['known']} trials known, {row['results']} results a trial: "
-            + (
-                "no trials at all"
-                if row["shortest_trial_s"] is None
-                else f"{row['trials_per_s']:.1f} trials/s, so none has to wait where trials last "
+        case = f"{row['gangs']} gangs, {row['known']} trials known, {row['results']} results a trial"
+        said = "no trials at all"
+        if row["shortest_trial_s"] is not None:
+            said = (
+                f"{row['trials_per_s']:.1f} trials/s, so none has to wait where trials last "
                 f"{row['shortest_trial_s']:.0f} s or more"
             )
-        )
+        lines.append(f"one driver on {case}: {said}")
     return "\n".join(lines)
 
 
