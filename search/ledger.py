@@ -38,6 +38,8 @@ _READ = {
     OptunaState.FAIL: TrialState.FAILED,
 }
 
+DELETED = "deleted:"
+"""And a trial's number: the study's attribute of its checkpoints that are gone; an ended trial takes none."""
 # What comes of reading what makes no sense.
 _NONSENSE = (vetting.Altered, KeyError, TypeError, AttributeError)
 
@@ -51,8 +53,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._writing = self._stale = False
         self._store = Journal(place, patience_s=patience_s) if isinstance(place, Path) else place
-        # Of finished trials, which cannot change any more, but for the list of deleted checkpoints.
-        self._records: dict[int, tuple[FrozenTrial, list[str] | None, TrialRecord]] = {}
+        self._drop()
 
     def _load(
         self, name: str | None, make: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None
@@ -96,7 +97,7 @@ class Ledger:
         with self._vetted():  # now, and not when half a sweep has run on it
             vetting.study(self._made)
             _ = self.life, self.sittings
-            self._records.clear()
+            self._drop()
             self.trials()
 
     @contextmanager
@@ -237,8 +238,8 @@ class Ledger:
     def trials(self) -> list[TrialRecord]:
         """All trials by number."""
         with self._lock:
-            attributes = self._storage.get_study_user_attrs(self._study_id)
-            return [self._record(t, attributes) for t in self._frozen() if t.state != OptunaState.WAITING]
+            self._renew()
+            return [record for record in self._records if record is not None]
 
     def trial(self, number: int) -> TrialRecord:
         """The trial with this number.
@@ -251,7 +252,7 @@ class Ledger:
             if not 0 <= number < len(frozen) or frozen[number].state == OptunaState.WAITING:
                 begun = sum(trial.state != OptunaState.WAITING for trial in frozen)
                 raise ValueError(f"there is no trial {number} in sweep {self.name}; it has {begun} trials")
-            return self._record(frozen[number])
+            return self._record(number)
 
     def unfinished(self) -> list[TrialRecord]:
         """Trials that are running or paused; after a kill, those to take up again at `checkpoint`."""
@@ -265,7 +266,7 @@ class Ledger:
 
     def _forget(self) -> None:
         """Read the journal afresh."""
-        self._records.clear()
+        self._drop()
         self._load(None, None)
         self._stale = False
 
@@ -276,16 +277,38 @@ class Ledger:
     def _frozen(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._study_id, deepcopy=False)
 
-    def _record(self, frozen: FrozenTrial, attributes: Mapping[str, Any] | None = None) -> TrialRecord:
-        if attributes is None:
-            attributes = self._storage.get_study_user_attrs(self._study_id)
-        deleted = attributes.get(f"deleted:{frozen.number}")
-        known = self._records.get(frozen.number)
+    def _drop(self) -> None:
+        """Forget the records, and what they were made of."""
+        self._records: list[TrialRecord | None] = []
+        self._made_of: list[FrozenTrial] = []
+        self._noted: dict[str, Any] = {}
+
+    def _renew(self) -> None:
+        """Make those records anew whose trials have changed: of thousands that are asked for, a few have."""
+        frozen, noted = self._frozen(), self._attributes()
         # Optuna makes a new object of a trial that changes.
-        if known is not None and known[0] is frozen and known[1] == deleted:
-            return known[2]
-        record = to_record(frozen, self.seed, frozenset(deleted or ()))
-        self._records[frozen.number] = (frozen, deleted, record)
+        both = enumerate(zip(frozen, self._made_of, strict=False))
+        changed = {number for number, (now, before) in both if now is not before}
+        changed.update(range(len(self._made_of), len(frozen)))
+        if noted != self._noted:
+            keys = [key for key, value in noted.items() if self._noted.get(key) != value]
+            numbers = [key.removeprefix(DELETED) for key in keys if key.startswith(DELETED)]
+            changed.update(int(number) for number in numbers if number.isdecimal())
+        del self._records[len(frozen) :]
+        self._records.extend([None] * (len(frozen) - len(self._records)))
+        for number in changed:
+            if number < len(frozen) and frozen[number].state != OptunaState.WAITING:
+                deleted = frozenset(noted.get(f"{DELETED}{number}") or ())
+                self._records[number] = to_record(frozen[number], self.seed, deleted)
+        self._made_of = frozen
+        if noted != self._noted:
+            self._noted = dict(noted)
+
+    def _record(self, number: int) -> TrialRecord:
+        """The record of a trial that has begun."""
+        self._renew()
+        record = self._records[number]
+        assert record is not None, f"trial {number} waits"
         return record
 
     @contextmanager

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal
 
 Goal = Literal["maximize", "minimize"]
@@ -130,6 +131,11 @@ class TrialRecord:
         """Whether it is paused for the sweep's sake and goes on first of all, no scheduler asked."""
         decisions = [ruling.decision for ruling in self.rulings]
         return self.state is TrialState.PAUSED and decisions[-1:] == ["hold"]
+
+    @cached_property
+    def saved(self) -> tuple[Result, ...]:
+        """The evaluations whose checkpoints are there."""
+        return tuple(r for r in self.results if r.checkpoint is not None)
 
     @property
     def last(self) -> Result | None:

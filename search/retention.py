@@ -20,6 +20,7 @@ def deletable(
         front: trials that no other beats in all objectives, where there are several; their best stay as well.
     """
     assert keep >= 0, f"keep must be >= 0, got {keep}"
+    trials = [t for t in trials if t.saved]
     best = {t.number: _best_saved(t, metric, goal) for t in trials}
     valued = [(number, result) for number, result in best.items() if result is not None]
     valued.sort(key=lambda item: (-score(item[1].metrics[metric], goal), item[0]))
@@ -29,15 +30,11 @@ def deletable(
         if not trial.state.finished:
             saved = best[trial.number]
             kept |= {trial.checkpoint, None if saved is None else saved.checkpoint}
-    named = {r.checkpoint for t in trials for r in t.results if r.checkpoint is not None}
-    return {checkpoint for checkpoint in named if checkpoint not in kept}
+    named = {r.checkpoint for t in trials for r in t.saved if r.checkpoint is not None}
+    return named - kept
 
 
 def _best_saved(trial: TrialRecord, metric: str, goal: Goal) -> Result | None:
     """The best evaluation of those with a checkpoint; of equals the earliest."""
-    saved = [
-        r
-        for r in trial.results
-        if r.checkpoint is not None and score(r.metrics.get(metric), goal) > -float("inf")
-    ]
+    saved = [r for r in trial.saved if score(r.metrics.get(metric), goal) > -float("inf")]
     return max(saved, key=lambda r: score(r.metrics[metric], goal), default=None)

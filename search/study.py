@@ -17,7 +17,7 @@ from optuna.trial import TrialState as OptunaState
 from search.config import SamplerConfig
 from search.database import Database
 from search.drawing import Drawing, SpaceExhausted, Suggest, draw, plain_values
-from search.ledger import Ledger, derived_seed
+from search.ledger import DELETED, Ledger, derived_seed
 from search.objectives import values_of
 from search.records import Goal, PhaseRecord, Result, Ruling, RulingKind, TrialRecord, TrialState
 from search.samplers import make_sampler
@@ -156,7 +156,7 @@ class Study(Ledger):
             number = next((t.number for t in trials if t.state == OptunaState.WAITING), len(trials))
             take = self._take_waiting if number < len(trials) else self._take_drawn
             take(number)
-            return self._record(self._frozen()[number])
+            return self._record(number)
 
     def _take_waiting(self, number: int) -> None:
         """Make a trial that was asked for by hand the next one, whether it is known or not."""
@@ -217,7 +217,7 @@ class Study(Ledger):
         """Enter an evaluation of an unfinished trial. The same epochs again replace what was there."""
         with self.writing():
             self._enter(number, result)
-            return self._record(self._frozen()[number])
+            return self._record(number)
 
     def _enter(self, number: int, result: Result) -> None:
         step = round(result.epochs * STEPS_PER_EPOCH)
@@ -225,7 +225,7 @@ class Study(Ledger):
         self._storage.set_trial_user_attr(trial_id, f"result:{step}", result.to_json())
         deleted = self._deleted(number)
         if result.checkpoint in deleted:  # written again
-            self._study.set_user_attr(f"deleted:{number}", sorted(deleted - {result.checkpoint}))
+            self._study.set_user_attr(f"{DELETED}{number}", sorted(deleted - {result.checkpoint}))
         value = result.metrics.get(self.metric, math.nan)
         if math.isfinite(value):  # Optuna's views and samplers take numbers only
             self._storage.set_trial_intermediate_value(trial_id, step, float(value))
@@ -273,7 +273,7 @@ class Study(Ledger):
         assert state.finished, f"tell takes a final state, got {state}"
         with self.writing():
             self._close(number, state, error)
-            return self._record(self._frozen()[number])
+            return self._record(number)
 
     def _close(self, number: int, state: TrialState, error: str | None) -> None:
         before = self.trial(number)
@@ -297,11 +297,10 @@ class Study(Ledger):
         gone = set(checkpoints)
         with self.writing():
             for trial in self.trials():
-                its = {r.checkpoint for r in trial.results if r.checkpoint in gone}
+                its = {r.checkpoint for r in trial.saved if r.checkpoint in gone}
                 if its:
-                    # On the study, since a finished trial of Optuna takes no more attributes.
                     its |= self._deleted(trial.number)
-                    self._study.set_user_attr(f"deleted:{trial.number}", sorted(its))
+                    self._study.set_user_attr(f"{DELETED}{trial.number}", sorted(its))
 
     def _forget(self) -> None:
         super()._forget()
@@ -313,7 +312,7 @@ class Study(Ledger):
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def _deleted(self, number: int) -> set[str]:
-        return set(self._storage.get_study_user_attrs(self._study_id).get(f"deleted:{number}", ()))
+        return set(self._storage.get_study_user_attrs(self._study_id).get(f"{DELETED}{number}", ()))
 
     def _close_half_asked(self) -> None:
         """Close trials whose drawing a crash of the machine (not of the process) cut short."""
