@@ -69,7 +69,7 @@ def usage(trials: Iterable[TrialRecord], sittings: Iterable[Sitting], prices: Ma
     for sitting in sittings:
         seconds += sitting.seconds
         cost += sum(price_of(kind, prices) * s / 3600 for kind, s in sitting.node_seconds.items())
-    gpu_seconds = sum(last.gpu_seconds for t in trials if (last := t.last) is not None)
+    gpu_seconds = sum(trial.gpu_seconds for trial in trials)
     return Usage(hours=seconds / 3600, gpu_hours=gpu_seconds / 3600, cost=cost)
 
 

@@ -248,11 +248,12 @@ class Ledger:
             ValueError: there is none.
         """
         with self._lock:
-            frozen = self._frozen()
-            if not 0 <= number < len(frozen) or frozen[number].state == OptunaState.WAITING:
-                begun = sum(trial.state != OptunaState.WAITING for trial in frozen)
+            self._renew()
+            record = self._records[number] if 0 <= number < len(self._records) else None
+            if record is None:
+                begun = sum(known is not None for known in self._records)
                 raise ValueError(f"there is no trial {number} in sweep {self.name}; it has {begun} trials")
-            return self._record(number)
+            return record
 
     def unfinished(self) -> list[TrialRecord]:
         """Trials that are running or paused; after a kill, those to take up again at `checkpoint`."""
@@ -279,7 +280,7 @@ class Ledger:
 
     def _drop(self) -> None:
         """Forget the records, and what they were made of."""
-        self._records: list[TrialRecord | None] = []
+        self._records: list[TrialRecord | None] = []  # None: it waits
         self._made_of: list[FrozenTrial] = []
         self._noted: dict[str, Any] = {}
 
@@ -294,22 +295,12 @@ class Ledger:
             keys = [key for key, value in noted.items() if self._noted.get(key) != value]
             numbers = [key.removeprefix(DELETED) for key in keys if key.startswith(DELETED)]
             changed.update(int(number) for number in numbers if number.isdecimal())
-        del self._records[len(frozen) :]
         self._records.extend([None] * (len(frozen) - len(self._records)))
         for number in changed:
             if number < len(frozen) and frozen[number].state != OptunaState.WAITING:
                 deleted = frozenset(noted.get(f"{DELETED}{number}") or ())
                 self._records[number] = to_record(frozen[number], self.seed, deleted)
-        self._made_of = frozen
-        if noted != self._noted:
-            self._noted = dict(noted)
-
-    def _record(self, number: int) -> TrialRecord:
-        """The record of a trial that has begun."""
-        self._renew()
-        record = self._records[number]
-        assert record is not None, f"trial {number} waits"
-        return record
+        self._made_of, self._noted = frozen, dict(noted)
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -160,7 +160,7 @@ class TrialRecord:
     @property
     def checkpoint(self) -> str | None:
         """The latest checkpoint that still exists: where an unfinished trial goes on."""
-        return next((r.checkpoint for r in reversed(self.results) if r.checkpoint is not None), None)
+        return self.saved[-1].checkpoint if self.saved else None
 
     def best_result(self, metric: str, goal: Goal) -> Result | None:
         """The evaluation with the best finite value of `metric`; of equals the earliest."""

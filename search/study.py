@@ -156,7 +156,7 @@ class Study(Ledger):
             number = next((t.number for t in trials if t.state == OptunaState.WAITING), len(trials))
             take = self._take_waiting if number < len(trials) else self._take_drawn
             take(number)
-            return self._record(number)
+            return self.trial(number)
 
     def _take_waiting(self, number: int) -> None:
         """Make a trial that was asked for by hand the next one, whether it is known or not."""
@@ -217,7 +217,7 @@ class Study(Ledger):
         """Enter an evaluation of an unfinished trial. The same epochs again replace what was there."""
         with self.writing():
             self._enter(number, result)
-            return self._record(number)
+            return self.trial(number)
 
     def _enter(self, number: int, result: Result) -> None:
         step = round(result.epochs * STEPS_PER_EPOCH)
@@ -273,7 +273,7 @@ class Study(Ledger):
         assert state.finished, f"tell takes a final state, got {state}"
         with self.writing():
             self._close(number, state, error)
-            return self._record(number)
+            return self.trial(number)
 
     def _close(self, number: int, state: TrialState, error: str | None) -> None:
         before = self.trial(number)

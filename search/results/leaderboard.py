@@ -63,8 +63,7 @@ def best_checkpoint(trial: TrialRecord, metric: str, goal: Goal) -> str | None:
 
     An evaluation without a value comes after all others; of equals the earliest is taken.
     """
-    saved = [r for r in trial.results if r.checkpoint is not None]
-    best = max(saved, key=lambda r: score(r.metrics.get(metric), goal), default=None)
+    best = max(trial.saved, key=lambda r: score(r.metrics.get(metric), goal), default=None)
     return None if best is None else best.checkpoint
 
 

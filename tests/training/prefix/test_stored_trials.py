@@ -157,7 +157,7 @@ CASES = [
     ("bart", "gradual", 1, 1, "fp32"),
     ("qwen2", "bottom-up", 1, 1, "bf16"),
 ]
-WITH_PREFIX = {"head", "top", "gradual"}
+WITH_PREFIX = {"head", "top", "gradual", "bottom-up"}
 
 
 @pytest.mark.parametrize(("kind", "schedule", "stage", "workers", "precision"), CASES)
