@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from training.ahead import ahead
 from training.batches import evaluation_batches
 from training.engine import Engine
 from training.prefix import Feed
@@ -32,14 +35,16 @@ def evaluate(
     order: list[np.ndarray] = []
     logits: list[Tensor] = []
     engine.module.eval()
-    for first in range(0, len(batches), team.size):
-        mine = first + team.rank
-        indices = batches[min(mine, len(batches) - 1)]
-        inputs, _ = feed.batch(name, indices)
-        found = engine.evaluated(**inputs)
-        if mine < len(batches):
-            order.append(indices)
-            logits.append(found)
+    feed.open(name)
+    rounds = range(0, len(batches), team.size)
+    turns = (batches[min(first + team.rank, len(batches) - 1)] for first in rounds)
+    with closing(ahead(lambda indices: feed.rows(name, indices), turns)) as coming:
+        for first, rows in zip(rounds, coming, strict=True):
+            inputs, _ = feed.batch(rows)
+            found = engine.evaluated(**inputs)
+            if first + team.rank < len(batches):
+                order.append(rows.indices)
+                logits.append(found)
     # Only now is the device waited for.
     part = (np.concatenate(order), torch.cat(logits).cpu().numpy()) if order else None
     gathered = [part for part in team.gather(part) if part is not None]

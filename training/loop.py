@@ -5,31 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from training import batches, checkpoint, optim, suffix
+from training import checkpoint, optim, suffix
 from training.checkpoint import Identity, State
 from training.config import TrialConfig
 from training.engine import Engine, GradientOverflow
-from training.opening import Opened, opened
+from training.gradients import gradients, prepared
+from training.opening import opened
 from training.optimizers import check
 from training.plan import Stretch, plan
 from training.probe import fitting
 from training.proof import BrokenProof, Witness, prove, step_sizes
 from training.reporter import Reporter, Verdict
 from training.reports import report_course, report_evaluation, report_progress, report_saved, save, settle
-from training.rng import derive
 from training.shortage import TooLarge, shortage, watched
 from training.sizes import Sizes, key, smaller, tighter
 from training.store import Place
 from training.suffix import Weights
 from training.team import Team
-from training.transfer import release, there
+from training.transfer import release
 from training.trial import (
     Diverged,
     Infeasible,
@@ -180,6 +177,8 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
 
         suffix.set_modes(live.module, stretch.phase, blocks)
         witness = Witness(live.module, live.loss_scale)
+        steps = range(done, stretch.stop)
+        coming = stack.enter_context(closing(prepared(trial, steps, phase, sizes.micro_batch)))
         while True:
             if trial.owes_evaluation(done):
                 verdict = settle(trial, wait=True)
@@ -200,7 +199,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
                 done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
             )
             with watched("step", team, snapshot):
-                loss = _gradients(trial, done, phase, sizes.micro_batch)
+                loss = gradients(trial, phase, coming)
             skipped = live.skipped_steps
             # Halfway through it some weights have moved: it is repeated from further back.
             with watched("update", team, state):
@@ -238,26 +237,6 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
             if finding is not None:
                 raise BrokenProof(finding)
     return verdict, state
-
-
-def _gradients(trial: Trial, step: int, phase: Opened, micro_batch: int) -> Tensor:
-    """The gradients of one global batch. Returns this rank's part of the batch's mean loss."""
-    team, data = trial.team, trial.setting.data
-    batch = trial.batch(step)
-    weight = float(len(batch))
-    if trial.class_weights is not None:
-        weight = float(trial.class_weights[data.train.labels[batch]].sum())
-    parts = batches.split(batch, data.train.lengths, team.size, micro_batch)
-    total = torch.zeros((), device=team.device)
-    for index, part in enumerate(parts):
-        micro = part[team.rank]
-        real = there(torch.from_numpy(micro.weights), team.device)
-        team.seed(derive(trial.config.seed, "dropout", step, index, team.rank))
-        loss = (phase.losses(micro.indices) * real).sum() / weight
-        # The engine averages gradients over the ranks, the batch's mean loss is a sum over them.
-        phase.engine.backward(loss * team.size, last=index == len(parts) - 1)
-        total += loss.detach()
-    return total
 
 
 def _update(live: Engine, lr_factor: float) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from training import optim, suffix
 from training.checkpoint import State
 from training.engine import Engine, compute_dtype, engine
 from training.optim import Group
-from training.prefix import Feed
+from training.prefix import Feed, Rows
 from training.schedules import Phase
 from training.suffix import Weights
 from training.trial import Trial
@@ -30,10 +29,10 @@ class Opened:
     """fp32 values of the thawed tensors, as the phase found them."""
     trial: Trial
 
-    def losses(self, rows: np.ndarray) -> Tensor:
-        """Training loss of each of the training examples `rows` (int64 [b]): fp32 [b], with gradient."""
+    def losses(self, rows: Rows) -> Tensor:
+        """Training loss of each of some training examples: fp32 [b], with gradient."""
         trial = self.trial
-        inputs, labels = self.feed.batch("train", rows)
+        inputs, labels = self.feed.batch(rows)
         return trial.setting.task.losses(
             self.engine(**inputs),
             labels,

@@ -83,7 +83,7 @@ def _measured(trial: Trial, phase: Phase, state: State, reach: int) -> int:
             """Bytes at the peak of a step, the most of any rank."""
             torch.cuda.reset_peak_memory_stats(device)
             try:
-                loss = phase_.losses(np.resize(longest, size)).mean()
+                loss = phase_.losses(phase_.feed.rows("train", np.resize(longest, size))).mean()
                 phase_.engine.backward(loss, last=True)
                 phase_.engine.step(0.0)
             except (RuntimeError, MemoryError) as error:

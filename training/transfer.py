@@ -13,7 +13,12 @@ def there(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     # Out of pageable memory a copy would wait for all that was asked of the device before.
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host where `device` can fetch it from; itself where it is there."""
+    return tensor if device.type == "cpu" else tensor.pin_memory()
 
 
 def release(device: torch.device) -> None:

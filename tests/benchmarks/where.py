@@ -39,7 +39,7 @@ PARTS: list[tuple[str, Any, str]] = [
     ("engine", engine.Engine, "__init__"),
     ("engine", engine.Engine, "close"),
     ("batches", Feed, "batch"),
-    ("forward and backward", loop, "_gradients"),
+    ("forward and backward", loop, "gradients"),
     ("update", loop, "_update"),
     ("reports", loop, "report_progress"),
     ("evaluation", reports, "evaluate"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tests.training.trials import batch_of
 from training import batches, optim, suffix
 from training.config import TrialConfig
 from training.plan import plan
@@ -42,7 +43,7 @@ def reference(
             epoch, index = divmod(step, course.steps_per_epoch)
             order = derive(config.seed, "batches")
             rows = batches.epoch_batches(data.train.lengths, training.batch_size, order, epoch)[index]
-            inputs, labels = feed.batch("train", rows)
+            inputs, labels = batch_of(feed, "train", rows)
             adam.zero_grad(set_to_none=True)
             loss = cross_entropy(
                 model(**inputs).logits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -114,12 +115,14 @@ def test_what_a_trial_has_found_counts_though_it_diverges_meanwhile(
     make_trial: MakeTrial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_trial(epochs=3.0, log_every=1)
-    gradients = loop._gradients
+    gradients = loop.gradients
 
-    def broken(trial: Any, step: int, *others: Any) -> Tensor:
-        return gradients(trial, step, *others) * (float("nan") if step >= 8 else 1.0)
+    steps = itertools.count()
 
-    monkeypatch.setattr(loop, "_gradients", broken)
+    def broken(*args: Any) -> Tensor:
+        return gradients(*args) * (float("nan") if next(steps) >= 8 else 1.0)
+
+    monkeypatch.setattr(loop, "gradients", broken)
     told = Release(11)  # the third of three in a row: told before it is found
     with slow_store(told.allowed), pytest.raises(Diverged):
         train(config, workspace=workspace, reporter=told, directory=tmp_path)

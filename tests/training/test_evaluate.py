@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.conftest import Crew, MakeTrial, Recorder, plain
+from tests.training.trials import batch_of
 from training.config import LimitConfig, PrefixStoreConfig, TrialConfig, UnfreezingConfig, ZeroConfig
 from training.data import Split
 from training.evaluate import evaluate
@@ -98,12 +99,12 @@ def test_batches_of_tokens(make_trial: MakeTrial, workspace: Workspace) -> None:
     setting = workspace.open(make_trial())
     data = setting.data
     feed = setting.frozen.feed(-1, torch.float32, CPU)
-    batch, labels = feed.batch("validation", np.array([3, 0]))
+    batch, labels = batch_of(feed, "validation", np.array([3, 0]))
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch["attention_mask"].sum(1).tolist() == data.validation.lengths[[3, 0]].tolist()
     longest = int(data.validation.lengths[[3, 0]].max())
     assert batch["input_ids"].shape[1] == longest  # in bf16, whose kernels are made for shapes, fewer widths
-    wide, _ = setting.frozen.feed(-1, torch.bfloat16, CPU).batch("validation", np.array([3, 0]))
+    wide, _ = batch_of(setting.frozen.feed(-1, torch.bfloat16, CPU), "validation", np.array([3, 0]))
     assert wide["input_ids"].shape[1] == min(-(-longest // 8) * 8, 24)
     assert labels.tolist() == data.validation.labels[[3, 0]].tolist()
     assert {tensor.dtype for tensor in (*batch.values(), labels)} == {torch.int64}

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from tests.training.conftest import Killed, Recorder
@@ -13,6 +14,7 @@ from training import checkpoint
 from training.checkpoint import State
 from training.config import PhaseConfig, TrialConfig, UnfreezingConfig
 from training.loop import train
+from training.prefix import Feed
 from training.team import Team
 from training.workspace import Setting, Workspace
 
@@ -47,6 +49,12 @@ def listed(*phases: tuple[float, list[Any]]) -> UnfreezingConfig:
 SHRINKING = listed((0.0, ["head", 0, 1, 2]), (0.5, ["head", 2]), (1.0, ["head"]))
 GROWING = listed((0.0, ["head"]), (0.5, ["head", 1, 2]), (1.0, ["all"]))
 REFREEZING = listed((0.0, ["head", 0]), (0.5, [2]), (1.0, ["head", "embeddings"]))
+
+
+def batch_of(feed: Feed, name: str, indices: np.ndarray) -> tuple[dict[str, Any], Tensor]:
+    """Inputs and labels of some examples, from a split that may not be open yet."""
+    feed.open(name)
+    return feed.batch(feed.rows(name, indices))
 
 
 def run_there(team: Team, config: TrialConfig, directory: Path) -> tuple[State, list[Any], list[Any]]:

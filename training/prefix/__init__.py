@@ -6,7 +6,7 @@ node where there is room to store it (`store`), and again for every batch where 
 the bits are the same.
 """
 
-from training.prefix.feed import Feed, Frozen
+from training.prefix.feed import Feed, Frozen, Rows
 from training.prefix.store import clear, shelves
 
-__all__ = ["Feed", "Frozen", "clear", "shelves"]
+__all__ = ["Feed", "Frozen", "Rows", "clear", "shelves"]

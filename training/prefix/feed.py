@@ -21,7 +21,7 @@ from training.prefix.compute import Probe, Recipe, on_device, probe, rows_for
 from training.prefix.entries import Entry, Shape
 from training.prefix.states import States, pick, spread
 from training.prefix.store import Shelves, key_of
-from training.transfer import there
+from training.transfer import pinned, there
 
 _FORMAT = 1
 """Raised whenever the states, or how they are computed, change."""
@@ -198,6 +198,22 @@ def _float32(on_cpu: bool) -> list[str | None]:
     return [rounded, None if on_cpu else os.environ.get("NVIDIA_TF32_OVERRIDE")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some examples of a split, on the host, where the device can fetch them."""
+
+    name: str
+    indices: np.ndarray
+    """int64 [b]."""
+    lengths: np.ndarray
+    """int64 [b], tokens of each."""
+    columns: int
+    inputs: dict[str, Tensor]
+    """int64 [b, columns] each, but `labels`: int64 [b]."""
+    states: States
+    """What the store has of them, end to end: [tokens, D] of each stack."""
+
+
 @dataclass(kw_only=True)
 class Feed:
     """Turns examples into what the suffix of a phase takes in. To be closed at the end of the phase."""
@@ -208,25 +224,36 @@ class Feed:
     device: torch.device
     _open: dict[str, Entry | Recipe] = field(default_factory=dict)
 
-    def batch(self, name: str, indices: np.ndarray) -> tuple[dict[str, Any], Tensor]:
-        """Inputs of the suffix, and labels (int64 [b]), of some examples of a split, on the device.
-
-        `input_ids` and `attention_mask`, int64 [b, width], and `token_type_ids` where the split has
-        segments; with a boundary `states` as well: [b, width, D] of each stack, zero where there is
-        padding.
-        """
+    def rows(self, name: str, indices: np.ndarray) -> Rows:
+        """Fetch some examples of a split that is `open`. It may be done on another thread."""
         split = self.frozen.split(name)
         lengths = split.lengths[indices]
         # A new shape costs nothing where kernels are not made for shapes.
         exact = self.device.type == "cpu" and self.dtype == torch.float32
         columns = width(int(lengths.max()), cap=self.frozen.cap, multiple=1 if exact else WIDTH_MULTIPLE)
         arrays = collate(split, indices, columns, self.frozen.data.pad_id)
-        inputs: dict[str, Any] = {
-            key: there(torch.from_numpy(array), self.device) for key, array in arrays.items()
-        }
+        source = self._open[name] if self.boundary >= 0 else None
+        stored = source.states if isinstance(source, Entry) else ()
+        return Rows(
+            name=name,
+            indices=indices,
+            lengths=lengths,
+            columns=columns,
+            inputs={key: pinned(torch.from_numpy(array), self.device) for key, array in arrays.items()},
+            states=tuple(pinned(pick(flat, split, indices), self.device) for flat in stored),
+        )
+
+    def batch(self, rows: Rows) -> tuple[dict[str, Any], Tensor]:
+        """Inputs of the suffix, and labels (int64 [b]), of some examples, on the device.
+
+        `input_ids` and `attention_mask`, int64 [b, width], and `token_type_ids` where the split has
+        segments; with a boundary `states` as well: [b, width, D] of each stack, zero where there is
+        padding. Those that are not stored are computed.
+        """
+        inputs: dict[str, Any] = {key: there(tensor, self.device) for key, tensor in rows.inputs.items()}
         labels = inputs.pop("labels")
         if self.boundary >= 0:
-            inputs["states"] = self._states(name, indices, lengths, columns)
+            inputs["states"] = self._states(rows)
         return inputs, labels
 
     def open(self, *names: str) -> None:
@@ -246,14 +273,11 @@ class Feed:
                 source.close()
         self._open.clear()
 
-    def _states(self, name: str, indices: np.ndarray, lengths: np.ndarray, columns: int) -> States:
-        source = self._source(name)
+    def _states(self, rows: Rows) -> States:
+        source = self._open[rows.name]
         if isinstance(source, Recipe):
-            return source.rectangle(indices, columns)
-        split = self.frozen.split(name)
-        return tuple(
-            spread(there(pick(flat, split, indices), self.device), lengths, columns) for flat in source.states
-        )
+            return source.rectangle(rows.indices, rows.columns)
+        return tuple(spread(there(flat, self.device), rows.lengths, rows.columns) for flat in rows.states)
 
     def _source(self, name: str) -> Entry | Recipe:
         if name not in self._open:

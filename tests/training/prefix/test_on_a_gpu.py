@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.training.conftest import MakeTrial
+from tests.training.trials import batch_of
 from training.config import PrefixStoreConfig
 from training.engine import compute_dtype
 from training.prefix import clear
@@ -29,8 +30,8 @@ def test_stored_and_recomputed_are_the_same(precision: str, make_trial: MakeTria
     draw = np.random.default_rng(0)
     for _ in range(10):
         rows = draw.choice(44, 16, replace=False)
-        stored, _ = kept.batch("train", rows)
-        again, _ = plain.batch("train", rows)
+        stored, _ = batch_of(kept, "train", rows)
+        again, _ = batch_of(plain, "train", rows)
         assert kept.stored("train")
         assert not plain.stored("train")
         assert stored["states"][0].device.type == "cuda"
@@ -51,12 +52,12 @@ def test_frozen_blocks_leave_the_device(make_trial: MakeTrial, tmp_path: Path) -
     for mode in ("store", "recompute"):
         frozen = load(make_trial(), tmp_path, PrefixStoreConfig(mode=mode)).frozen  # type: ignore[arg-type]
         first = frozen.feed(3, torch.float32, device)
-        first.batch("train", rows)  # cuBLAS's workspaces stay
+        batch_of(first, "train", rows)  # cuBLAS's workspaces stay
         first.close()
         before = held()
         feed = frozen.feed(2, torch.float32, device)
         for name in ("train", "validation"):
-            feed.batch(name, rows)
+            batch_of(feed, name, rows)
         taken = held() - before
         # An allocation is a multiple of 512 bytes, which counts for tensors as small as these.
         parameters = frozen.segment(None, 2, torch.float32).parameters()

@@ -20,6 +20,7 @@ import torch
 
 from tests.training.conftest import MakeTrial
 from tests.training.prefix.conftest import CPU, FP32, computed, frozen_of, shelved
+from tests.training.trials import batch_of
 from training.config import PrefixStoreConfig, TrialConfig
 from training.prefix import clear, feed, shelves
 from training.prefix import entries as files
@@ -200,7 +201,7 @@ def test_who_cleans_up_takes_no_trial_with_him(
     with monkeypatch.context() as patch:
         patch.setattr(Recipe, "run", cleaned)
         assert frozen.entry("train", 2, FP32, CPU) is None
-    inputs, _ = frozen.feed(2, FP32, CPU).batch("train", np.array([3, 1]))
+    inputs, _ = batch_of(frozen.feed(2, FP32, CPU), "train", np.array([3, 1]))
     assert inputs["states"][0].shape[0] == 2
 
 
@@ -227,5 +228,5 @@ def test_no_room_to_write(make_trial: MakeTrial, cache: Path, monkeypatch: pytes
     frozen = frozen_of(make_trial(), cache)
     assert frozen.entry("train", 2, FP32, CPU) is None
     assert not shelved(cache)
-    inputs, _ = frozen.feed(2, FP32, CPU).batch("train", np.array([3, 1]))
+    inputs, _ = batch_of(frozen.feed(2, FP32, CPU), "train", np.array([3, 1]))
     assert inputs["states"][0].shape[0] == 2

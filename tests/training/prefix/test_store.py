@@ -16,6 +16,7 @@ import torch
 
 from tests.training.conftest import MakeTrial
 from tests.training.prefix.conftest import CPU, FP32, computed, frozen_of, shelved
+from tests.training.trials import batch_of
 from training.config import PrefixStoreConfig
 from training.prefix import Frozen, feed
 from training.prefix import entries as files
@@ -156,8 +157,8 @@ def test_a_feed_gives_the_same_stored_or_recomputed(make_trial: MakeTrial, cache
     plain = frozen_of(make_trial(), cache, mode="recompute").feed(2, FP32, CPU)
     for name in ("train", "validation"):
         for chosen in (rows % 30, rows[:1] % 30, np.array([4, 4, 9])):
-            stored, labels = kept.batch(name, chosen)
-            again, same = plain.batch(name, chosen)
+            stored, labels = batch_of(kept, name, chosen)
+            again, same = batch_of(plain, name, chosen)
             assert kept.stored(name)
             assert not plain.stored(name)
             assert torch.equal(labels, same)
@@ -192,7 +193,7 @@ def test_what_computes_is_there_once_for_all_splits(
 def test_the_memory_of_a_phase_is_given_back(make_trial: MakeTrial, cache: Path, team: Team) -> None:
     setting = Workspace(team, cache).open(make_trial())
     opened = setting.frozen.feed(2, FP32, CPU)
-    opened.batch("train", np.array([0]))
+    batch_of(opened, "train", np.array([0]))
     (held,) = files.held(shelved(cache)[0].parent)
     assert held.in_use
     opened.close()

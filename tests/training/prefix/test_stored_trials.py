@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from tests.training.conftest import VOCABULARY, Crew, MakeTrial, assert_same
 from tests.training.test_equivalence import SCHEDULES
+from tests.training.trials import batch_of
 from tests.training.trials import run as run_trial
 from training.config import ModelConfig, PrefixStoreConfig, TrialConfig, ZeroConfig
 from training.prefix import clear
@@ -231,7 +232,7 @@ def test_states_do_not_depend_on_whose_engine_is_there(
     config = replace(make_trial(), model=ModelConfig(name=str(models[kind])))
     feed = load(config, tmp_path, RECOMPUTE).frozen.feed(1, torch.bfloat16, torch.device("cpu"))
     rows = np.arange(8)
-    expected = feed.batch("train", rows)[0]["states"]
+    expected = batch_of(feed, "train", rows)[0]["states"]
     monkeypatch.setattr(torch.nn.functional, "linear", None)
-    for ours, theirs in zip(feed.batch("train", rows)[0]["states"], expected, strict=True):
+    for ours, theirs in zip(batch_of(feed, "train", rows)[0]["states"], expected, strict=True):
         assert torch.equal(ours, theirs)
