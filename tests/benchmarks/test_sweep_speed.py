@@ -103,6 +103,18 @@ def test_a_finished_side_is_not_run_again(
     printed = capsys.readouterr().out
     assert "10.00 (>=6)" in printed
     assert "3.00 (>=2)" in printed
+    assert "10.00 (>6)" in sweep_speed.table({**found, "rows": [{**row, "precision": "bf16"}]})
+
+
+def test_what_another_machine_finished_is_run_again(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = make("w2", tiny)
+    here = sweep_speed.digest(given)
+    assert sweep_speed.digest(given) == here
+    (tmp_path / "boot").write_text("another")
+    monkeypatch.setattr(sweep_speed, "_BOOT", tmp_path / "boot")
+    assert sweep_speed.digest(given) != here
 
 
 def test_all_of_the_wall_clock_is_accounted_for(tiny: str) -> None:
@@ -147,6 +159,16 @@ def test_what_is_computed_grows_with_what_thaws(tiny: str, cache: Path) -> None:
     assert Shape(depth=4, batch_size=16) in limit.shapes(heavy)
     less, more = limit.work(light, data), limit.work(heavy, data)
     assert less.suffix < 0.5 * more.suffix
+    # A top block alone: forward, and backward but for what would go on to the frozen block below.
+    [top] = [task for task in make("w2", tiny, trials=2).tasks if task.kind == "top-1"]
+    found = limit.work(Job(**{**vars(light), "tasks": (top,)}), data)
+    hidden, inner = limit.sizes(light)
+    lengths = data.train.lengths
+    below = 6 * hidden * hidden * float(lengths.sum())
+    assert found.suffix == pytest.approx(3 * limit.products(lengths, hidden=hidden, inner=inner) - below)
+    everything = limit.work(Job(**{**vars(heavy), "tasks": heavy.tasks[:1]}), data)
+    blocks = 3 * heavy.num_blocks
+    assert everything.suffix == pytest.approx(blocks * limit.products(lengths, hidden=hidden, inner=inner))
     assert less.prefix > 0 == more.prefix
     assert more.padding > 0
 

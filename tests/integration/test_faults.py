@@ -20,6 +20,7 @@ from search.sweep import Sweep, find
 from tests.conftest import REPOSITORY
 from tests.integration.conftest import Course
 from tests.processes import MARK, marked, new_mark, wait_for
+from tests.training.prefix.conftest import shelved
 
 Make = Callable[..., SweepSpec]
 Run = Callable[[SweepSpec, Path], Sweep]
@@ -42,6 +43,16 @@ def evaluations(ledger: Path) -> int:
         return 0
 
 
+def entries(cache: Path) -> dict[Path, tuple[int, float]]:
+    """What the prefix store holds: inode of each entry, and when it was last opened."""
+    statuses = {path: path.stat() for path in shelved(cache)}
+    return {path: (status.st_ino, status.st_mtime) for path, status in statuses.items()}
+
+
+def torch_in(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
 def alive(name: str) -> list[int]:
     """Pids of the live actors whose class name has `name` in it."""
     here = ray.get_runtime_context().gcs_address  # other clusters may stand on this machine
@@ -61,11 +72,14 @@ def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
     ledger = tmp_path / "small" / "study.journal"
     killed: list[int] = []
     cleaners: list[int] = []
+    heavy: list[bool] = []
     before = set(alive(""))
 
     def kill() -> None:
         wait_for(lambda: evaluations(ledger) >= 2, 120)  # in the middle of the first trial
         cleaners.extend(alive("Cleaner"))
+        light = [pid for pid in alive("") if pid not in alive("TrainWorker") and pid not in before]
+        heavy.extend(map(torch_in, light))
         pid = alive(victim)[-1]
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
@@ -75,6 +89,8 @@ def test_a_killed_process_costs_at_most_the_way_back_to_a_checkpoint(
     disturbed = run_sweep(spec, tmp_path).read().trials()
     killer.join()
     assert killed
+    assert heavy
+    assert not any(heavy)  # only workers compute: who owns and controls a gang starts without torch
     assert cleaners == []  # Ray Train's own may outlive the gang that it cleans up after
     for stormy, (calm, undisturbed) in zip(disturbed, plainly(spec), strict=True):
         assert stormy.state is TrialState.COMPLETE, stormy.error
@@ -125,6 +141,8 @@ def test_ctrl_c_stops_tidily_and_resume_goes_on(
     wait_for(lambda: not marked(mark), 5)
     before = find("small", storage).read().trials()
     assert before[0].results
+    stored = entries(cache)
+    assert stored
     assert find("small", storage).read().best() is not None
 
     address = ray.get_runtime_context().gcs_address
@@ -146,3 +164,9 @@ def test_ctrl_c_stops_tidily_and_resume_goes_on(
     assert [(result.epochs, result.metrics) for result in after[0].results][: len(kept)] == kept
     assert [result.epochs for result in after[0].results] == [0.5, 1.0, 1.5, 2.0]
     assert (storage / "small" / "best" / "model.safetensors").exists()
+    # What was stored is what the next driver's trials read: nothing was made anew.
+    later = entries(cache)
+    assert {path: made for path, (made, _) in later.items() if path in stored} == {
+        path: made for path, (made, _) in stored.items()
+    }
+    assert any(later[path][1] > read for path, (_, read) in stored.items())

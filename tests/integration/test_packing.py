@@ -14,9 +14,11 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.mark.slow
-def test_two_gangs_run_at_a_time_on_one_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", ["0.25", "auto"])
+def test_two_gangs_run_at_a_time_on_one_gpu(share: str, tmp_path: Path) -> None:
+    """`auto` by the memory that the GPU says it has: without that it would be a whole one."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.packed", str(tmp_path)],
+        [sys.executable, "-m", "tests.integration.packed", str(tmp_path), share],
         cwd=REPOSITORY,
         env=os.environ | {"THAW_CACHE": str(tmp_path / "cache")},
         capture_output=True,

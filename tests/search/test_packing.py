@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from search import loading, memory
 from search.config import ResourcesConfig
 from search.memory import Row
-from search.packing import MOST, packing
+from search.packing import MOST, decided, packing
 from training.memory import CONTEXT_BYTES, MemoryEstimate, fraction
 
 GB = 10**9
@@ -56,6 +57,22 @@ def test_gpus_are_whole_where_nothing_is_known_or_workers_are_several() -> None:
     assert packing(auto(), rows(GB), None).gpus_per_worker == 1
     several = packing(auto(workers=2), rows(GB), 80 * GB)
     assert (several.gpus_per_worker, several.reason) == (1, "the workers of one trial cannot share a GPU")
+
+
+def test_what_is_decided_for_a_sweep() -> None:
+    """Only `auto` looks at the GPUs."""
+
+    def unknown() -> int:
+        raise AssertionError
+
+    spec = loading.load("quickstart", [])
+    assert decided(spec, unknown) == 0.0
+    shared = loading.load("quickstart", ["resources.gpus_per_worker=auto"])
+    phases = memory.rows(shared)
+    for size in (None, 2 * GB, 24 * GB):
+        expected = packing(shared.resources, phases, size).gpus_per_worker
+        assert decided(shared, lambda size=size: size) == expected  # type: ignore[misc]
+    assert decided(shared, lambda: 24 * GB) < decided(shared, lambda: 2 * GB) < decided(shared, lambda: None)
 
 
 @pytest.mark.parametrize(("asked", "trials"), [(0.0, 0), (0.1, 10), (0.25, 4), (0.4, 2), (1.0, 1), (2.0, 0)])

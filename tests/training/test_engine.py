@@ -187,3 +187,8 @@ def test_evaluation_keeps_nothing_for_autograd(stage: int, team: Team) -> None:
         assert not found.requires_grad
         live.backward(cross_entropy(live(**inputs), labels), last=True)
         live.step(1.0)
+
+
+def test_nothing_is_compiled_for_a_collective() -> None:
+    """DeepSpeed's own all-reduce through shared memory takes a compiler, and minutes, at the first step."""
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 
 from tests.training.conftest import MakeTrial, Recorder
 from training.config import TrainingConfig, ZeroConfig
@@ -14,6 +15,18 @@ from training.workspace import Workspace
 
 def configured(optimizer: str, **zero: Any) -> TrainingConfig:
     return TrainingConfig(optimizer=optimizer, zero=ZeroConfig(**zero))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_one_kernel_updates_a_tensor(name: str) -> None:
+    """All of its arithmetic at once, on a CPU too."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    made = OPTIMIZERS[name].build([{"params": [weight], "lr": 0.1, "weight_decay": 0.0}], configured(name))
+    weight.grad = torch.ones(3)
+    with torch.profiler.profile() as profile:
+        made.step()
+    kernels = {event.key for event in profile.key_averages()}
+    assert f"aten::_fused_{name}_" in kernels
 
 
 def test_every_optimizer_of_the_settings_is_in_the_table() -> None:

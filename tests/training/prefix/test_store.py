@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,20 @@ def test_a_damaged_entry_is_not_used(make_trial: MakeTrial, cache: Path) -> None
         assert len(shelved(cache)) == 1
 
 
+def test_what_is_stored_is_read_without_copies(make_trial: MakeTrial, cache: Path) -> None:
+    """It is mapped: pages of the file itself, which all processes of the machine share."""
+    frozen = frozen_of(make_trial(), cache)
+    entry = frozen.entry("train", 2, FP32, CPU)
+    assert entry is not None
+    assert torch.isfinite(entry.states[0].sum())
+    pages = mapped(entry.path)
+    assert pages["Size"] >= entry.states[0].nbytes // 1024
+    assert pages["Rss"] >= entry.states[0].nbytes // 1024
+    assert pages["Anonymous"] == 0
+    entry.close()
+    assert not mapped(entry.path)
+
+
 def test_a_feed_gives_the_same_stored_or_recomputed(make_trial: MakeTrial, cache: Path) -> None:
     rows = np.array([5, 40, 2, 17, 11])
     kept = frozen_of(make_trial(), cache).feed(2, FP32, CPU)
@@ -166,6 +181,20 @@ def test_a_feed_gives_the_same_stored_or_recomputed(make_trial: MakeTrial, cache
             assert torch.equal(stored["input_ids"], again["input_ids"])
             assert not stored["states"][0][stored["attention_mask"] == 0].any()
     kept.close()
+
+
+def mapped(path: Path) -> Counter[str]:
+    """KiB that this process has mapped of files under `path`, by the kernel's names."""
+    found: Counter[str] = Counter()
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.isidentifier() and value.endswith(" kB"):
+            if inside:
+                found[name] += int(value.split()[0])
+        elif "-" in line.split()[0]:
+            inside = str(path) in line
+    return found
 
 
 def test_what_computes_is_there_once_for_all_splits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,8 +20,7 @@ from tests.training.test_equivalence import SCHEDULES
 from tests.training.trials import batch_of
 from tests.training.trials import run as run_trial
 from training.config import ModelConfig, PrefixStoreConfig, TrialConfig, ZeroConfig
-from training.prefix import clear
-from training.prefix.store import Shelves
+from training.prefix import Feed, clear
 from training.team import Team
 from training.workspace import Workspace, load
 
@@ -83,29 +83,36 @@ class Outcome:
     losses: list[tuple[int, float]]
     scores: list[tuple[int, dict[str, float]]]
     weights: dict[str, Tensor]
-    stored: int
-    """How often states came from the store."""
+    stored: frozenset[tuple[int, str]]
+    """Boundaries and splits whose states came from the store."""
 
 
-def run(team: Team, config: TrialConfig, cache: Path, store: PrefixStoreConfig, directory: Path) -> Outcome:
-    found: list[object] = []
-    find = Shelves.obtain
+def run(
+    team: Team, configs: Sequence[TrialConfig], cache: Path, store: PrefixStoreConfig, directory: Path
+) -> list[Outcome]:
+    """Trials one after another on a gang, which is warm for all but the first."""
+    workspace = Workspace(team, cache, store)
+    return [_run(config, workspace, directory / str(index)) for index, config in enumerate(configs)]
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        entry = find(*args, **kwargs)
-        found.append(entry)
-        return entry
 
-    Shelves.obtain = counted  # type: ignore[method-assign]
+def _run(config: TrialConfig, workspace: Workspace, directory: Path) -> Outcome:
+    found: set[tuple[int, str]] = set()
+    real = Feed.open
+
+    def opened(feed: Feed, *names: str) -> None:
+        real(feed, *names)
+        found.update((feed.boundary, name) for name in names if feed.boundary >= 0 and feed.stored(name))
+
+    Feed.open = opened  # type: ignore[method-assign]
     try:
-        state, told = run_trial(config, Workspace(team, cache, store), directory)
+        state, told = run_trial(config, workspace, directory)
     finally:
-        Shelves.obtain = find  # type: ignore[method-assign]
+        Feed.open = real  # type: ignore[method-assign]
     return Outcome(
         losses=told.losses,
         scores=told.scores,
         weights=dict(state.weights),
-        stored=sum(entry is not None for entry in found),
+        stored=frozenset(found),
     )
 
 
@@ -114,22 +121,27 @@ RECOMPUTE = PrefixStoreConfig(mode="recompute")
 
 
 def compare(
-    config: TrialConfig, team: Team, pair: Crew | None, directory: Path, store: PrefixStoreConfig = STORE
-) -> tuple[Outcome, Outcome]:
-    """The trial stored and recomputed, by one worker or by a pair of them."""
+    configs: Sequence[TrialConfig],
+    team: Team,
+    pair: Crew | None,
+    directory: Path,
+    store: PrefixStoreConfig = STORE,
+) -> list[Outcome]:
+    """Trials stored, which are returned, and recomputed: by one worker or by a pair of them."""
     cache = directory / "cache"
-    outcomes: list[Outcome] = []
+    sides: list[list[Outcome]] = []
     for name, kept in (("stored", store), ("recomputed", RECOMPUTE)):
-        arguments = (config, cache, kept, directory / name)
-        outcomes.append(pair.run(run, *arguments)[0] if pair else run(team, *arguments))
+        arguments = (configs, cache, kept, directory / name)
+        sides.append(pair.run(run, *arguments)[0] if pair else run(team, *arguments))
     clear(cache)
-    stored, recomputed = outcomes
-    assert stored.losses
-    assert stored.losses == recomputed.losses
-    assert stored.scores == recomputed.scores
-    assert_same(stored.weights, recomputed.weights)
-    assert recomputed.stored == 0
-    return stored, recomputed
+    for config, stored, recomputed in zip(configs, *sides, strict=True):
+        case = f"{config.training.unfreezing.schedule} {config.training.zero} {config.training.precision}"
+        assert stored.losses, case
+        assert stored.losses == recomputed.losses, case
+        assert stored.scores == recomputed.scores, case
+        assert_same(stored.weights, recomputed.weights)
+        assert not recomputed.stored, case
+    return sides[0]
 
 
 def trial(
@@ -158,7 +170,8 @@ CASES = [
     ("bart", "gradual", 1, 1, "fp32"),
     ("qwen2", "bottom-up", 1, 1, "bf16"),
 ]
-WITH_PREFIX = {"head", "top", "gradual", "bottom-up"}
+WITHOUT_PREFIX = {"full", "lisa"}
+"""Schedules that never freeze the lowest units."""
 
 
 @pytest.mark.parametrize(("kind", "schedule", "stage", "workers", "precision"), CASES)
@@ -175,26 +188,31 @@ def test_stored_or_recomputed(
     tmp_path: Path,
 ) -> None:
     config = trial(make_trial, models[kind], schedule, stage, precision)
-    stored, _ = compare(config, team, pair if workers == 2 else None, tmp_path)
-    if schedule in WITH_PREFIX:  # for training in every phase, and for validation at its end
-        assert stored.stored >= (4 if schedule == "gradual" else 2)
-
-
-NAMED = [schedule for schedule in SCHEDULES if schedule not in ("phases", "refreezing")]
-ALL = product(("bert", "gpt2", "t5"), NAMED, range(4), (1, 2), ("fp32", "bf16"))
-EVERYTHING = [case for index, case in enumerate(ALL) if index % 11 == 0]
+    (stored,) = compare([config], team, pair if workers == 2 else None, tmp_path)
+    # For training and for evaluation; at every boundary.
+    assert len(stored.stored) >= (4 if schedule == "gradual" else 2)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
 def test_stored_or_recomputed_everywhere(
-    kind: str, models: dict[str, Path], make_trial: MakeTrial, team: Team, pair: Crew, tmp_path: Path
+    kind: str,
+    schedule: str,
+    models: dict[str, Path],
+    make_trial: MakeTrial,
+    team: Team,
+    pair: Crew,
+    tmp_path: Path,
 ) -> None:
-    cases = [case for case in EVERYTHING if case[0] == kind]
-    for index, (_, schedule, stage, workers, precision) in enumerate(cases):
-        config = trial(make_trial, models[kind], schedule, stage, precision, epochs=0.5)
-        stored, _ = compare(config, team, pair if workers == 2 else None, tmp_path / str(index))
-        assert stored.stored or schedule not in WITH_PREFIX  # or both sides would have recomputed
+    """All stages that differ (alone, 1 and 2 are 0), numbers of workers, and precisions."""
+    for workers, stages in ((1, (0, 3)), (2, range(4))):
+        configs = [
+            trial(make_trial, models[kind], schedule, stage, precision, epochs=2.0, batch_size=16)
+            for stage, precision in product(stages, ("fp32", "bf16"))
+        ]
+        for stored in compare(configs, team, pair if workers == 2 else None, tmp_path / str(workers)):
+            assert bool(stored.stored) == (schedule not in WITHOUT_PREFIX)
 
 
 def test_a_budget_for_one_boundary(
@@ -204,17 +222,18 @@ def test_a_budget_for_one_boundary(
     config = trial(make_trial, models["bert"], "gradual", 0, "fp32")
     tokens = int(Workspace(team, tmp_path / "cache").open(config).data.train.offsets[-1])
     tight = PrefixStoreConfig(memory=tokens * 10 * 4 * 1.3 / 1e9, disk=0)
-    stored, _ = compare(config, team, None, tmp_path, tight)
-    assert 0 < stored.stored < 4
+    (ample,) = compare([config], team, None, tmp_path / "ample")
+    (stored,) = compare([config], team, None, tmp_path / "tight", tight)
+    assert 0 < len(stored.stored) < len(ample.stored)
 
 
 def test_a_resumed_trial(models: dict[str, Path], make_trial: MakeTrial, team: Team, tmp_path: Path) -> None:
     """Begun on stored states, gone on with on recomputed ones."""
     config = trial(make_trial, models["t5"], "gradual", 2, "fp32", epochs=2.0, evaluations_per_epoch=2)
-    whole = run(team, config, tmp_path / "cache", STORE, tmp_path / "whole")
+    (whole,) = run(team, [config], tmp_path / "cache", STORE, tmp_path / "whole")
     workspace = Workspace(team, tmp_path / "cache", STORE)
-    run_trial(config, workspace, tmp_path / "parts", stop_at=2)
-    rest = run(team, config, tmp_path / "cache", RECOMPUTE, tmp_path / "parts")
+    run_trial(config, workspace, tmp_path / "parts" / "0", stop_at=2)
+    (rest,) = run(team, [config], tmp_path / "cache", RECOMPUTE, tmp_path / "parts")
     clear(tmp_path / "cache")
     assert_same(rest.weights, whole.weights)
     assert rest.scores[-1] == whole.scores[-1]
