@@ -56,8 +56,8 @@ def test_a_step_against_the_rivals() -> None:
 
 @pytest.mark.slow
 def test_a_switch_against_a_start() -> None:
-    found, table = run("switch", "--trials", "6", "--rival", "1")
-    assert found["thaw warm"]["starts"] == 2  # the first of each schedule fill the store
+    found, table = run("switch", "--trials", "2", "--rival", "1")
+    assert found["thaw warm"]["starts"] == 2
     assert 0 < found["thaw warm"]["median_s"] < found["thaw cold"]["seconds"]
     assert found["ratio"]["warm"] > 1
     assert "target: a warm start in less than 0.3 s" in table
@@ -65,8 +65,8 @@ def test_a_switch_against_a_start() -> None:
 
 @pytest.mark.slow
 def test_what_a_driver_costs() -> None:
-    found, table = run("scale", "--trials", "10", "20", "--gangs", "1", "2", "--long", "--raylets", "1")
-    assert [row["trials"] for row in found["rows"]] == [10, 10, 20, 20, 20]
+    found, table = run("scale", "--trials", "10", "--gangs", "1", "--long", "--raylets", "1")
+    assert [row["trials"] for row in found["rows"]] == [10, 10]  # with one result each, and with several
     assert all(row["trials_per_s"] > 0 for row in found["rows"])
     assert found["costs"]["per_trial"] >= 0
     assert "200" in table

@@ -69,10 +69,10 @@ def test_what_is_decided_for_a_sweep() -> None:
     assert decided(spec, unknown) == 0.0
     shared = loading.load("quickstart", ["resources.gpus_per_worker=auto"])
     phases = memory.rows(shared)
-    for size in (None, 2 * GB, 24 * GB):
+    for size in (None, 8 * GB, 24 * GB):
         expected = packing(shared.resources, phases, size).gpus_per_worker
         assert decided(shared, lambda size=size: size) == expected  # type: ignore[misc]
-    assert decided(shared, lambda: 24 * GB) < decided(shared, lambda: 2 * GB) < decided(shared, lambda: None)
+    assert decided(shared, lambda: 24 * GB) < decided(shared, lambda: 8 * GB) < decided(shared, lambda: None)
 
 
 @pytest.mark.parametrize(("asked", "trials"), [(0.0, 0), (0.1, 10), (0.25, 4), (0.4, 2), (1.0, 1), (2.0, 0)])
