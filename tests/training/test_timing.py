@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 from tests.training.conftest import MakeTrial
+from training.batches import epoch_batches
 from training.config import PrefixStoreConfig
+from training.rng import derive
 from training.team import Team
-from training.timing import Shape, _measure, probe
+from training.timing import STEPS, Shape, _measure, probe, typical
 
 
 def test_each_shape_is_measured(make_trial: MakeTrial, team: Team) -> None:
@@ -38,3 +41,17 @@ def test_processes_measure_side_by_side(make_trial: MakeTrial) -> None:
     assert found.start_s > 0
     (cost,) = found.costs
     assert cost.step_s > 0
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 32])
+def test_the_steps_that_are_timed_are_as_long_as_all_are(batch_size: int) -> None:
+    """Not as chance has it: batches of one length differ by a factor of ten here."""
+    lengths = np.random.default_rng(3).integers(3, 64, 1000)
+
+    def apart(seed: int) -> float:
+        made = epoch_batches(lengths, batch_size, derive(seed, "batches"), 0)
+        padded = [len(batch) * lengths[batch].max() for batch in made]
+        return float(abs(np.mean(padded[1:STEPS]) / np.mean(padded) - 1))
+
+    assert apart(typical(lengths, batch_size)) < 0.03
+    assert max(map(apart, range(20))) > 0.15
