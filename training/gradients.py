@@ -57,11 +57,15 @@ def prepared(trial: Trial, steps: range, phase: Opened, micro_batch: int) -> Pre
     return ahead(fetched, portions(trial, steps, micro_batch))
 
 
-def gradients(trial: Trial, phase: Opened, coming: Prepared) -> Tensor:
-    """The gradients of the next global batch of `coming`. Returns this rank's part of its mean loss."""
+def gradients(trial: Trial, step: int, phase: Opened, coming: Prepared) -> Tensor:
+    """The gradients of the global batch of `step`, the next of `coming`.
+
+    Returns this rank's part of its mean loss.
+    """
     team = trial.team
     mean = torch.zeros((), device=team.device)
     for portion, rows in coming:
+        assert portion.step == step, (portion, step)
         real = there(torch.from_numpy(portion.micro.weights), team.device)
         team.seed(derive(trial.config.seed, "dropout", portion.step, portion.index, team.rank))
         loss = (phase.losses(rows) * real).sum() / portion.total
@@ -69,5 +73,5 @@ def gradients(trial: Trial, phase: Opened, coming: Prepared) -> Tensor:
         phase.engine.backward(loss * team.size, last=portion.last)
         mean += loss.detach()
         if portion.last:
-            break
-    return mean
+            return mean
+    raise RuntimeError(f"there is no batch for step {step}")

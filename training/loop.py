@@ -199,7 +199,7 @@ def _run_engine(trial: Trial, stretch: Stretch, state: State, sizes: Sizes) -> t
                 done, total_steps=trial.plan.total_steps, phase_start=stretch.start, training=training
             )
             with watched("step", team, snapshot):
-                loss = gradients(trial, phase, coming)
+                loss = gradients(trial, done, phase, coming)
             skipped = live.skipped_steps
             # Halfway through it some weights have moved: it is repeated from further back.
             with watched("update", team, state):

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
 STEPS = 5
 """Steps of each measurement; the first is not counted, as it allocates."""
-_SEEDS = 100
 TRAINED, EVALUATED = 2000, 500
 """Examples to train and to evaluate on, at most; what depends on their number is scaled."""
+_SEEDS = 100
+"""That are looked through for one that is typical."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +230,15 @@ def typical(lengths: np.ndarray, batch_size: int) -> int:
     `lengths`: int64 [n], tokens of each example.
     """
 
+    epochs = -(-STEPS // steps_per_epoch(len(lengths), batch_size))
+
+    def padded(seed: int, epoch: int) -> list[int]:
+        made = epoch_batches(lengths, batch_size, derive(seed, "batches"), epoch)
+        return [len(batch) * int(lengths[batch].max()) for batch in made]
+
     def apart(seed: int) -> float:
-        made = epoch_batches(lengths, batch_size, derive(seed, "batches"), 0)
-        padded = [len(batch) * int(lengths[batch].max()) for batch in made]
-        return abs(statistics.mean(padded[1:STEPS] or padded) / statistics.mean(padded) - 1)
+        timed = [tokens for epoch in range(epochs) for tokens in padded(seed, epoch)][1:STEPS]
+        return abs(statistics.mean(timed) / statistics.mean(padded(seed, 0)) - 1)
 
     return min(range(_SEEDS), key=apart)
 

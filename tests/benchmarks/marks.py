@@ -52,19 +52,13 @@ def install() -> None:
         logger.propagate = False
 
 
-HOOK = f"{install.__module__}.{install.__name__}"
-
-
 @contextlib.contextmanager
-def marking(directory: Path, hook: str = HOOK) -> Iterator[None]:
-    """Let this process leave marks in `directory`, and those of Ray jobs of it and of its children.
-
-    Args:
-        hook: what Ray's processes call when they start.
-    """
+def marking(directory: Path) -> Iterator[None]:
+    """Let this process leave marks in `directory`, and those of Ray jobs of it and of its children."""
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
     directory.mkdir(parents=True, exist_ok=True)
+    hook = f"{install.__module__}.{install.__name__}"
     settings = {
         PLACE: str(directory),
         RAY_JOB_CONFIG_JSON_ENV_VAR: json.dumps({"runtime_env": {"worker_process_setup_hook": hook}}),

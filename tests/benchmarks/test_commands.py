@@ -48,7 +48,8 @@ def test_a_step_against_the_rivals() -> None:
         "step_speed", "--examples", "64", "--batch-size", "8", "--depths", "0", "6", "--repeats", "1"
     )
     head, full = found["rows"]
-    assert head["trainer_over_stored"] > head["trainer_over_recomputed"] > 1
+    assert head["trainer_over_stored"] > 5
+    assert head["seconds"]["recomputed"] > head["seconds"]["stored"]
     assert head["target"] == 40
     assert full["thawed_blocks"] == 6
     assert "T/stored" in table
@@ -66,7 +67,8 @@ def test_a_switch_against_a_start() -> None:
 @pytest.mark.slow
 def test_what_a_driver_costs() -> None:
     found, table = run("scale", "--trials", "10", "--gangs", "1", "--long", "--raylets", "1")
-    assert [row["trials"] for row in found["rows"]] == [10, 10]  # with one result each, and with several
-    assert all(row["trials_per_s"] > 0 for row in found["rows"])
-    assert found["costs"]["per_trial"] >= 0
-    assert "200" in table
+    one, several = found["rows"]  # results of a trial
+    assert one["results_per_s"] == pytest.approx(one["trials_per_s"], rel=0.5)
+    assert several["results_per_s"] > 3 * several["trials_per_s"] > 0
+    assert sum(window["driver_cpu_s"] for window in found["windows"]) > 0
+    assert "200 gangs" in table

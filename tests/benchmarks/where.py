@@ -20,7 +20,7 @@ import torch
 
 from tests.benchmarks.results import machine, tell
 from tests.benchmarks.step_speed import CLOCKS, Clock, scratch, trial
-from training import draft, engine, loop, reports, suffix, workspace
+from training import ahead, draft, engine, loop, reports, suffix, workspace
 from training.config import LimitConfig, TrialConfig, UnfreezingConfig
 from training.prefix.feed import Feed, Frozen
 from training.team import Team
@@ -39,6 +39,7 @@ PARTS: list[tuple[str, Any, str]] = [
     ("engine", engine.Engine, "__init__"),
     ("engine", engine.Engine, "close"),
     ("batches", Feed, "batch"),
+    ("batches", ahead, "_due"),
     ("forward and backward", loop, "gradients"),
     ("update", loop, "_update"),
     ("reports", loop, "report_progress"),
