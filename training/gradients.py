@@ -34,7 +34,7 @@ class Portion:
 Prepared = Generator[tuple[Portion, Rows], None, None]
 
 
-def portions(trial: Trial, steps: range, micro_batch: int) -> Iterator[Portion]:
+def _portions(trial: Trial, steps: range, micro_batch: int) -> Iterator[Portion]:
     """What this rank runs through the model in `steps`, in order."""
     train, team = trial.setting.data.train, trial.team
     for step in steps:
@@ -54,7 +54,7 @@ def prepared(trial: Trial, steps: range, phase: Opened, micro_batch: int) -> Pre
     def fetched(portion: Portion) -> tuple[Portion, Rows]:
         return portion, phase.feed.rows("train", portion.micro.indices)
 
-    return ahead(fetched, portions(trial, steps, micro_batch))
+    return ahead(fetched, _portions(trial, steps, micro_batch))
 
 
 def gradients(trial: Trial, step: int, phase: Opened, coming: Prepared) -> Tensor:

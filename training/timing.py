@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -229,7 +229,6 @@ def typical(lengths: np.ndarray, batch_size: int) -> int:
 
     `lengths`: int64 [n], tokens of each example.
     """
-
     epochs = -(-STEPS // steps_per_epoch(len(lengths), batch_size))
 
     def padded(seed: int, epoch: int) -> list[int]:
@@ -237,8 +236,9 @@ def typical(lengths: np.ndarray, batch_size: int) -> int:
         return [len(batch) * int(lengths[batch].max()) for batch in made]
 
     def apart(seed: int) -> float:
-        timed = [tokens for epoch in range(epochs) for tokens in padded(seed, epoch)][1:STEPS]
-        return abs(statistics.mean(timed) / statistics.mean(padded(seed, 0)) - 1)
+        first, *later = (padded(seed, epoch) for epoch in range(epochs))
+        timed = [*first, *chain(*later)][1:STEPS]
+        return abs(statistics.mean(timed) / statistics.mean(first) - 1)
 
     return min(range(_SEEDS), key=apart)
 

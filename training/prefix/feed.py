@@ -205,11 +205,8 @@ class Rows:
     name: str
     indices: np.ndarray
     """int64 [b]."""
-    lengths: np.ndarray
-    """int64 [b], tokens of each."""
-    columns: int
     inputs: dict[str, Tensor]
-    """int64 [b, columns] each, but `labels`: int64 [b]."""
+    """int64 [b, width] each, but `labels`: int64 [b]."""
     states: States
     """What the store has of them, end to end: [tokens, D] of each stack."""
 
@@ -227,18 +224,16 @@ class Feed:
     def rows(self, name: str, indices: np.ndarray) -> Rows:
         """Fetch some examples of a split that is `open`. It may be done on another thread."""
         split = self.frozen.split(name)
-        lengths = split.lengths[indices]
+        longest = int(split.lengths[indices].max())
         # A new shape costs nothing where kernels are not made for shapes.
         exact = self.device.type == "cpu" and self.dtype == torch.float32
-        columns = width(int(lengths.max()), cap=self.frozen.cap, multiple=1 if exact else WIDTH_MULTIPLE)
+        columns = width(longest, cap=self.frozen.cap, multiple=1 if exact else WIDTH_MULTIPLE)
         arrays = collate(split, indices, columns, self.frozen.data.pad_id)
         source = self._open[name] if self.boundary >= 0 else None
         stored = source.states if isinstance(source, Entry) else ()
         return Rows(
             name=name,
             indices=indices,
-            lengths=lengths,
-            columns=columns,
             inputs={key: pinned(torch.from_numpy(array), self.device) for key, array in arrays.items()},
             states=tuple(pinned(pick(flat, split, indices), self.device) for flat in stored),
         )
@@ -274,10 +269,11 @@ class Feed:
         self._open.clear()
 
     def _states(self, rows: Rows) -> States:
-        source = self._open[rows.name]
+        source, columns = self._open[rows.name], rows.inputs["input_ids"].shape[1]
         if isinstance(source, Recipe):
-            return source.rectangle(rows.indices, rows.columns)
-        return tuple(spread(there(flat, self.device), rows.lengths, rows.columns) for flat in rows.states)
+            return source.rectangle(rows.indices, columns)
+        lengths = self.frozen.split(rows.name).lengths[rows.indices]
+        return tuple(spread(there(flat, self.device), lengths, columns) for flat in rows.states)
 
     def _source(self, name: str) -> Entry | Recipe:
         if name not in self._open:
