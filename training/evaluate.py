@@ -25,7 +25,7 @@ def evaluate(
     team: Team,
     batch_tokens: int,
 ) -> dict[str, float]:
-    """`eval/NAME` for each metric of the task on the split called `name`, on every rank.
+    """`eval/NAME` for each metric of the task on the split called `name`, which is open, on every rank.
 
     Batches are the same for any number of workers, which take them in turn; all run the same
     number of forward passes, as ZeRO-3 needs.
@@ -35,7 +35,6 @@ def evaluate(
     order: list[np.ndarray] = []
     logits: list[Tensor] = []
     engine.module.eval()
-    feed.open(name)
     rounds = range(0, len(batches), team.size)
     turns = (batches[min(first + team.rank, len(batches) - 1)] for first in rounds)
     with closing(ahead(lambda indices: feed.rows(name, indices), turns)) as coming:

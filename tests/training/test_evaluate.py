@@ -50,6 +50,7 @@ def measure(
         for name, parameter in suffix.named_parameters():
             if name in fresh:
                 parameter.copy_(fresh[name])
+    feed.open("validation")
     live: Any = Whole(suffix)
     return evaluate(live, feed, "validation", task=setting.task, team=team, batch_tokens=batch_tokens)
 
